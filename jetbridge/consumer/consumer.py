@@ -1,0 +1,264 @@
+"""
+The consumer: from the durables it holds leases for, through lanes and worker threads, to the ack.
+
+The loop keeps lanes, retries and heart-beats; each attempt is one transaction on a thread. An ack is
+sent only when every handler of the message is settled in the database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+
+from django.db import DatabaseError, InterfaceError
+
+from jetbridge import signals
+from jetbridge.conf import Settings
+from jetbridge.consumer import routing
+from jetbridge.consumer.delivery import Held, Item
+from jetbridge.consumer.execute import Settled, Settlement, Wait, execute
+from jetbridge.consumer.lanes import Lanes
+from jetbridge.deferred import store as deferred
+from jetbridge.jetstream import acks
+from jetbridge.jetstream.connection import Connection
+from jetbridge.jetstream.incoming import Incoming
+from jetbridge.registry import Registry
+from jetbridge.runtime.threads import Threads
+
+logger = logging.getLogger("jetbridge.consumer")
+
+OUTAGE_DELAY_S = 1.0
+DEFERRED_EVERY_S = 0.5
+DEFERRED_AT_ONCE = 100
+
+
+@dataclass(slots=True, kw_only=True)
+class Totals:
+    """What a consumer has done since it started."""
+
+    handled: int = 0
+    duplicates: int = 0
+    dead: int = 0
+
+
+class Consumer:
+    """
+    Runs what the feeds bring.
+
+    Args:
+        threads: The handlers' pool.
+        store_threads: A small pool of its own for the deferred table: the handlers' may be busy for minutes.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        connection: Connection,
+        registry: Registry,
+        threads: Threads,
+        store_threads: Threads,
+    ) -> None:
+        self.totals = Totals()
+        self._settings = settings
+        self._connection = connection
+        self._registry = registry
+        self._threads = threads
+        self._store_threads = store_threads
+        self._lanes: Lanes[Item] = Lanes()
+        self._messages: set[Held] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._slots = asyncio.Semaphore(threads.size)
+        self._draining = asyncio.Event()
+        self._in_hand: Counter[str] = Counter()
+        self.on_room: Callable[[str], None] = lambda feed: None
+
+    # --- taking in -------------------------------------------------------------------------------
+
+    def take(self, incoming: Incoming, feed: str) -> None:
+        """A message has arrived; called on the loop by a feed that holds its lease."""
+        jobs = routing.jobs_of(incoming, self._registry, self._settings)
+        message = Held(
+            subject=incoming.subject,
+            stream=incoming.stream,
+            sequence=incoming.sequence,
+            reply=incoming.reply,
+            feed=feed,
+            open_jobs=len(jobs),
+        )
+        self._messages.add(message)
+        self._in_hand[feed] += 1
+        if not jobs:
+            self._start(self._finish(message))
+        for job in jobs:
+            self._push(Item(job=job, message=message))
+
+    def _push(self, item: Item) -> None:
+        if self._lanes.push(item.lane(), item):
+            self._start(self._run(item))
+
+    def _start(self, coroutine: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error(
+                "A delivery task failed; its message will be redelivered.", exc_info=task.exception()
+            )
+
+    def in_hand(self, feed: str) -> int:
+        """Messages of a feed that are not settled."""
+        return self._in_hand[feed]
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._messages
+
+    # --- running ---------------------------------------------------------------------------------
+
+    async def _run(self, item: Item) -> None:
+        """The head of a lane, until it is settled; then the next of its lane."""
+        settled = await self._attempts(item)
+        if settled is None:
+            return  # draining: the message goes back as it came
+        self._count(settled)
+        item.message.open_jobs -= 1
+        if not item.message.open_jobs:
+            await self._finish(item.message)
+        following = self._lanes.pop(item.lane())
+        if following is not None:
+            self._start(self._run(following))
+
+    async def _attempts(self, item: Item) -> Settled | None:
+        while True:
+            async with self._slots:
+                if self._draining.is_set():
+                    return None
+                if item.message.abandoned:
+                    return Settled(how="abandoned")
+                settlement = await self._attempt(item)
+            if isinstance(settlement, Settled):
+                return settlement
+            logger.info(
+                "%s %s/%s waits %.1f s: %s",
+                item.job.handler_name,
+                item.job.received.source,
+                item.job.received.event_id,
+                settlement.delay_s,
+                settlement.why,
+            )
+            if await self._drained_within(settlement.delay_s):
+                return None
+
+    async def _attempt(self, item: Item) -> Settlement:
+        try:
+            return await self._threads.run(execute, item.job, self._settings)
+        except (DatabaseError, InterfaceError) as error:
+            return Wait(delay_s=OUTAGE_DELAY_S, why=f"the database does not answer: {str(error).strip()}")
+        except Exception as error:  # a fault of ours must not lose the lane
+            logger.exception("An attempt could not be recorded; trying again.")
+            return Wait(delay_s=OUTAGE_DELAY_S, why=repr(error))
+
+    async def _drained_within(self, delay_s: float) -> bool:
+        """Wait for a retry; ``True`` as soon as draining begins."""
+        try:
+            async with asyncio.timeout(delay_s):
+                await self._draining.wait()
+        except TimeoutError:
+            return self._draining.is_set()
+        return True
+
+    def _count(self, settled: Settled) -> None:
+        match settled.how:
+            case "handled":
+                self.totals.handled += 1
+            case "duplicate":
+                self.totals.duplicates += 1
+            case "dead":
+                self.totals.dead += 1
+
+    async def _finish(self, message: Held) -> None:
+        """Every handler of the message is settled in the database: only now may the ack go."""
+        self._messages.discard(message)
+        if message.feed:
+            self._in_hand[message.feed] -= 1
+            self.on_room(message.feed)
+        if message.reply and not message.abandoned and await acks.ack(self._connection, message.reply):
+            signals.send(
+                signals.delivery_acked,
+                subject=message.subject,
+                stream=message.stream,
+                sequence=message.sequence,
+            )
+
+    # --- loops -----------------------------------------------------------------------------------
+
+    async def keep_alive(self) -> float:
+        """Tell the server about every message in hand, so that it does not give it to another."""
+        interval_s = self._settings.ack_wait_s / 3
+        now = time.monotonic()
+        for message in list(self._messages):
+            if message.reply and not message.abandoned and now - message.touched_at >= interval_s * 0.9:
+                message.touched_at = now
+                await acks.in_progress(self._connection, message.reply)
+        return interval_s / 3
+
+    async def dispatch_deferred(self, held_sources: Sequence[str], using: str) -> float:
+        """Bring due messages of the deferred table into the lanes."""
+        if not held_sources or self._draining.is_set():
+            return DEFERRED_EVERY_S
+        in_hand = {message.deferred_id for message in self._messages if message.deferred_id is not None}
+        records = await self._store_threads.run(
+            deferred.due, sources=held_sources, without=in_hand, limit=DEFERRED_AT_ONCE, using=using
+        )
+        for record in records:
+            job = routing.job_of_deferred(record, self._registry, self._settings, using=using)
+            message = Held(
+                subject=record.subject,
+                stream=record.stream,
+                sequence=record.sequence,
+                reply="",
+                feed="",
+                deferred_id=record.id,
+                open_jobs=1,
+            )
+            self._messages.add(message)
+            self._push(Item(job=job, message=message))
+        return 0.0 if len(records) == DEFERRED_AT_ONCE else DEFERRED_EVERY_S
+
+    # --- ending ----------------------------------------------------------------------------------
+
+    def abandon(self, feed: str) -> None:
+        """
+        The lease of a feed is lost: its messages belong to another now.
+
+        What waits is dropped without a nak, which would move messages under the new owner's hands. What
+        runs is finished; if the other got there first, the inbox says so.
+        """
+        for message in self._messages:
+            message.abandoned = message.abandoned or message.feed == feed
+
+    async def drain(self, timeout_s: float) -> int:
+        """
+        Finish what runs and give back the rest; the feeds have stopped pulling before.
+
+        Returns:
+            Attempts that were still running when the time was up. They are left to their threads, and
+            their messages come back after ``ack_wait``.
+        """
+        self._draining.set()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout_s)
+        running = len(self._tasks)
+        if not running:
+            for message in list(self._messages):
+                if message.reply and not message.abandoned:
+                    await acks.nak(self._connection, message.reply)
+        return running

@@ -1,0 +1,163 @@
+"""
+One attempt on a worker thread, and what follows from it in the database.
+
+Everything here is synchronous; the loop only learns whether the item is settled or has to wait.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from django.db import connections
+
+from jetbridge import retry
+from jetbridge.conf import Settings
+from jetbridge.dead_letters import redrive
+from jetbridge.dead_letters import store as dead_letters
+from jetbridge.errors import JetbridgeError, MalformedMessage
+from jetbridge.inbox import store as inbox
+from jetbridge.inbox import unit_of_work
+from jetbridge.inbox.unit_of_work import Duplicate, Failed, NotYet, Processed, Work
+from jetbridge.received import Received
+from jetbridge.registry import Handler
+from jetbridge.retry import Again, GiveUp
+
+_jitter: Final = random.Random()
+LOST_RACE_DELAY_S: Final = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """Nothing more to do: ``how`` is ``handled``, ``duplicate`` or ``dead``."""
+
+    how: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait:
+    """Try again after ``delay_s``; until then nothing of its lane runs."""
+
+    delay_s: float
+    why: str
+
+
+Settlement: TypeAlias = Settled | Wait
+
+
+class UnknownEvent(JetbridgeError):
+    """No handler wants an event."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """
+    One message for one handler.
+
+    Attributes:
+        handler: ``None`` for a message that reaches no handler: malformed, or unknown.
+        handler_name: Key of the inbox; ``""`` without a handler.
+        redriven: It comes out of the deferred table.
+    """
+
+    received: Received
+    handler: Handler | None
+    handler_name: str
+    using: str
+    redriven: bool = False
+
+
+def execute(job: Job, settings: Settings) -> Settlement:
+    """
+    Attempt a job once and record the outcome.
+
+    Raises:
+        DatabaseError, InterfaceError: The outcome could not be recorded. Nothing is settled then, and
+            the same job may be executed again.
+    """
+    if job.handler is None:
+        return _without_handler(job, settings)
+    work = Work(
+        received=job.received, handler=job.handler, using=job.using, redriven=job.redriven, also=_also(job)
+    )
+    match unit_of_work.attempt(work, settings):
+        case Processed():
+            return Settled(how="handled")
+        case Duplicate():
+            return Settled(how="duplicate")
+        case NotYet(delay_s=delay_s):
+            return Wait(delay_s=delay_s, why="its next attempt is not due")
+        case Failed() as failed:
+            return _failed(job, job.handler, failed, settings)
+
+
+def _also(job: Job) -> Callable[[], None] | None:
+    if not job.redriven:
+        return None
+    return lambda: redrive.completed(
+        handler=job.handler_name, source=job.received.source, event_id=job.received.event_id, using=job.using
+    )
+
+
+def _failed(job: Job, handler: Handler, failed: Failed, settings: Settings) -> Settlement:
+    error = failed.error
+    match retry.decide(error, failed.attempt, handler.policy(settings), _jitter):
+        case GiveUp(reason=reason):
+            return _give_up(job, error, reason, failed.attempt, settings)
+        case Again(delay_s=delay_s, spends=spends):
+            if not spends and _outage(error, job.using):
+                return Wait(delay_s=delay_s, why=f"{type(error).__name__}: {error}")
+            recorded = inbox.record_failure(
+                job.received,
+                job.handler_name,
+                attempt=failed.attempt,
+                spends=spends,
+                delay_s=delay_s,
+                error=error,
+                using=job.using,
+            )
+            # Not recorded: another copy has moved on. The next look at the row tells what it did.
+            return Wait(
+                delay_s=delay_s if recorded else LOST_RACE_DELAY_S, why=f"{type(error).__name__}: {error}"
+            )
+
+
+def _outage(error: BaseException, using: str) -> bool:
+    """Whether the database is what failed, so that there is nothing to record and nowhere to record it."""
+    return retry.is_outage(error) or not connections[using].is_usable()
+
+
+def _give_up(job: Job, error: BaseException, reason: str, attempt: int, settings: Settings) -> Settlement:
+    buried = dead_letters.bury(
+        job.received,
+        job.handler_name,
+        error,
+        reason=reason,
+        attempt=attempt,
+        settings=settings,
+        using=job.using,
+    )
+    return Settled(how="duplicate" if buried is None else "dead")
+
+
+def _without_handler(job: Job, settings: Settings) -> Settlement:
+    message = job.received
+    error: JetbridgeError
+    if message.event is None:
+        error, reason = MalformedMessage(message.fault), retry.REASON_MALFORMED
+    elif job.handler_name:
+        error, reason = (
+            UnknownEvent(f"No handler is named {job.handler_name!r} any more."),
+            retry.REASON_UNKNOWN,
+        )
+    else:
+        error, reason = (
+            UnknownEvent(f"No handler wants {message.event_type!r} from {message.source!r}."),
+            retry.REASON_UNKNOWN,
+        )
+    settlement = _give_up(job, error, reason, 0, settings)
+    if settlement == Settled(how="duplicate"):
+        inbox.count_duplicate(message, job.handler_name, using=job.using)
+    return settlement

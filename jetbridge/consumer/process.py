@@ -1,0 +1,188 @@
+"""A consumer process: what it is made of, and the order in which it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+from django.db import connections
+
+import jetbridge
+from jetbridge.conf import Settings
+from jetbridge.consumer.consumer import Consumer, Totals
+from jetbridge.consumer.feed import Feed, lease_name, partitions_of
+from jetbridge.deferred import store as deferred
+from jetbridge.errors import BrokerUnreachable
+from jetbridge.jetstream.connection import Connection
+from jetbridge.jetstream.options import options_for
+from jetbridge.leases.heartbeat import Heartbeat
+from jetbridge.leases.holder import LeaseHolder
+from jetbridge.registry import registry
+from jetbridge.runtime.process import Until, quietly, run_until
+from jetbridge.runtime.service import Loop
+from jetbridge.runtime.sessions import limit_idle_transactions
+from jetbridge.runtime.supervisor import process_id
+from jetbridge.runtime.threads import Threads
+
+logger = logging.getLogger("jetbridge.consumer")
+FIRST_CONNECT_S = 10.0
+END_S = 5.0
+IDLE_MARGIN_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsumeReport:
+    """What a consumer did; ``left`` is what it had in hand when it ended."""
+
+    totals: Totals
+    left: int
+    finished: bool
+
+
+def threads_for(settings: Settings) -> int:
+    """Handler threads: one where the database takes one writer at a time."""
+    vendors = {connections[alias].vendor for alias in settings.databases}
+    return 1 if "sqlite" in vendors else settings.concurrency
+
+
+def longest_handler_s(settings: Settings) -> float:
+    """The longest time-out of any handler."""
+    own = [handler.timeout_s for handler in registry.all() if handler.timeout_s is not None]
+    return max([settings.handler_timeout_s, *own])
+
+
+async def run_consumer(
+    settings: Settings, *, stop: asyncio.Event, until_empty: bool = False, timeout_s: float | None = None
+) -> ConsumeReport:
+    """
+    Consume until stopped, or until every durable and the deferred table are empty.
+
+    Raises:
+        BrokerUnreachable: A one-shot run found no server within ten seconds; a lasting one waits instead.
+    """
+    connection = Connection(options_for(settings, "worker"))
+    await connection.start()
+    try:
+        if until_empty and not await connection.ready(min(FIRST_CONNECT_S, timeout_s or FIRST_CONNECT_S)):
+            raise BrokerUnreachable(connection.denied or connection.last_error or "No NATS server answered.")
+        process = _Process(settings, connection)
+        return await process.run(stop, until_empty=until_empty, timeout_s=timeout_s)
+    finally:
+        await connection.close()
+
+
+class _Process:
+    """The parts of a consumer and how they hang together."""
+
+    def __init__(self, settings: Settings, connection: Connection) -> None:
+        self.settings = settings
+        self.using = settings.databases[0]
+        self.handler_threads = Threads("handlers", threads_for(settings))
+        self.store_threads = Threads("store", 1)
+        self.lease_threads = Threads("leases", 1)
+        limit_idle_transactions(settings.databases, idle_s=longest_handler_s(settings) + IDLE_MARGIN_S)
+        owner = process_id()
+        durables = [
+            (source, number) for source in settings.sources.values() for number in partitions_of(source)
+        ]
+        self.holder = LeaseHolder(
+            [lease_name(source.name, number) for source, number in durables],
+            owner=owner,
+            ttl_s=settings.lease_s,
+            threads=self.lease_threads,
+            using=self.using,
+            working=lambda: connection.is_connected,
+        )
+        self.consumer = Consumer(
+            settings,
+            connection=connection,
+            registry=registry,
+            threads=self.handler_threads,
+            store_threads=self.store_threads,
+        )
+        budget = max(1, settings.max_in_flight // max(1, len(durables)))
+        self.feeds = [
+            Feed(
+                settings,
+                source,
+                number,
+                connection=connection,
+                consumer=self.consumer,
+                budget=budget,
+                is_held=lambda name: name in self.holder.held(),
+            )
+            for source, number in durables
+        ]
+        by_lease = {feed.lease: feed for feed in self.feeds}
+        self.consumer.on_room = lambda lease: by_lease[lease].wake()
+        self.beat = Heartbeat(
+            owner,
+            role="consumer",
+            version=jetbridge.__version__,
+            info=lambda: {"pulling": sorted(f.lease for f in self.feeds if f.is_pulling)},
+            threads=self.lease_threads,
+            using=self.using,
+        )
+
+    async def run(self, stop: asyncio.Event, *, until_empty: bool, timeout_s: float | None) -> ConsumeReport:
+        pulling = [Loop(f"feed {feed.lease}", feed.tick) for feed in self.feeds]
+        dispatching = [Loop(f"deferred {alias}", self._dispatch(alias)) for alias in self.settings.databases]
+        upkeep = [
+            Loop("consumer leases", self.holder.tick),
+            Loop("keep-alive", self.consumer.keep_alive),
+            Loop("consumer heartbeat", self.beat.tick),
+        ]
+        tasks = {loop: asyncio.create_task(loop.run()) for loop in (*pulling, *dispatching, *upkeep)}
+        finished = await run_until(
+            stop, Until(empty=self._is_empty, timeout_s=timeout_s) if until_empty else None
+        )
+        left = await self._drain([*pulling, *dispatching], tasks)
+        for loop in upkeep:
+            loop.stop()
+        await asyncio.wait(tasks.values(), timeout=END_S)
+        await quietly("handing the leases back", self.holder.release(), timeout_s=END_S)
+        await quietly("signing off", self.beat.end(), timeout_s=END_S)
+        for threads in (self.handler_threads, self.store_threads, self.lease_threads):
+            threads.close(wait=False)
+        return ConsumeReport(totals=self.consumer.totals, left=left, finished=finished)
+
+    def _dispatch(self, alias: str):  # type: ignore[no-untyped-def]
+        async def tick() -> float:
+            return await self.consumer.dispatch_deferred(self._held_sources(), alias)
+
+        return tick
+
+    def _held_sources(self) -> list[str]:
+        """Sources of which every partition is ours: a redriven key may belong to any of them."""
+        held = self.holder.held()
+        names = {feed.source for feed in self.feeds}
+        return [name for name in names if all(f.lease in held for f in self.feeds if f.source == name)]
+
+    async def _drain(self, intake: list[Loop], tasks: dict[Loop, asyncio.Task[None]]) -> int:
+        """Stop taking in, then finish what runs, while leases and messages in hand are kept alive."""
+        for loop in intake:
+            loop.stop()
+        await asyncio.wait(
+            [tasks[loop] for loop in intake] or [asyncio.create_task(asyncio.sleep(0))], timeout=END_S
+        )
+        await asyncio.gather(*(feed.stop() for feed in self.feeds))
+        running = await self.consumer.drain(self.settings.shutdown_timeout_s)
+        if running:
+            logger.warning("%d attempts were still running when the time to drain was up.", running)
+        return running
+
+    async def _is_empty(self) -> bool:
+        if not self.consumer.is_idle or await self._any_deferred():
+            return False
+        for feed in self.feeds:
+            if not await feed.is_empty():
+                return False
+        return self.consumer.is_idle
+
+    async def _any_deferred(self) -> bool:
+        sources = list(self.settings.sources)
+        for alias in self.settings.databases:
+            if await self.store_threads.run(deferred.any_due, sources=sources, using=alias):
+                return True
+        return False

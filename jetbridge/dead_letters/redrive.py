@@ -1,0 +1,115 @@
+"""
+Redrive: run a dead letter again, locally.
+
+Nothing goes through the broker, so neither its duplicate window nor another app's stream can swallow
+it: the inbox row is re-opened and the stored message put at the head of its key's queue in the
+deferred table, from where the running consumer takes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from django.db import transaction
+
+from jetbridge import received
+from jetbridge.conf import Settings
+from jetbridge.dead_letters import store
+from jetbridge.dead_letters.store import DeadLetterRecord
+from jetbridge.deferred import store as deferred
+from jetbridge.envelope import Position
+from jetbridge.inbox import store as inbox
+from jetbridge.models import DeadLetterState
+from jetbridge.registry import registry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped:
+    """A dead letter that was left as it is, and why."""
+
+    id: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Acted:
+    """What an act did."""
+
+    ids: Sequence[int]
+    skipped: Sequence[Skipped]
+
+
+class _Refused(Exception):
+    """Rolls one dead letter's redrive back; the text says why."""
+
+
+def redrive(letters: Sequence[DeadLetterRecord], *, by: str, settings: Settings, using: str) -> Acted:
+    """
+    Re-open dead letters, each in its own transaction, oldest first.
+
+    Args:
+        letters: What to redrive; those not open are skipped.
+        by: Who asked, for the record.
+    """
+    done: list[int] = []
+    skipped: list[Skipped] = []
+    for letter in sorted(letters, key=lambda item: (item.stream, item.sequence, item.id)):
+        try:
+            with transaction.atomic(using=using):
+                _redrive_one(letter, by, settings, using)
+            done.append(letter.id)
+        except _Refused as refused:
+            skipped.append(Skipped(id=letter.id, why=str(refused)))
+    return Acted(ids=done, skipped=skipped)
+
+
+def _redrive_one(letter: DeadLetterRecord, by: str, settings: Settings, using: str) -> None:
+    if letter.state != DeadLetterState.OPEN:
+        raise _Refused(f"it is {letter.state}, only an open dead letter can be redriven")
+    names = [letter.handler] if letter.handler else _handlers_now(letter, settings)
+    # Locks in the order hold, inbox, dead letter: every act on them takes the same, so none deadlock.
+    if letter.handler and not inbox.reopen(letter.handler, letter.source, letter.event_id, using=using):
+        raise _Refused("its inbox row is gone or no longer dead")
+    if not store.reopen(letter.id, by=by, using=using):
+        raise _Refused("someone else has just taken it")
+    for name in names:
+        _defer(letter, name, using)
+    if not letter.handler:
+        store.resolve_redriven(handler="", source=letter.source, event_id=letter.event_id, using=using)
+
+
+def _handlers_now(letter: DeadLetterRecord, settings: Settings) -> list[str]:
+    """Who would handle a message that reached nobody: malformed before an edit, or unknown before a deploy."""
+    place = Position(subject=letter.subject, stream=letter.stream, sequence=letter.sequence, stored_ns=0)
+    message = received.read(letter.body, letter.headers, place, app=settings.app_name)
+    if message.event is None:
+        raise _Refused(f"it is still malformed: {message.fault}")
+    handlers = registry.matching(message.event_type, message.source)
+    if not handlers:
+        raise _Refused(f"no handler wants {message.event_type!r} from {message.source!r}")
+    return [handler.name for handler in handlers]
+
+
+def _defer(letter: DeadLetterRecord, handler: str, using: str) -> None:
+    added = deferred.add_redrive(
+        handler=handler,
+        source=letter.source,
+        event_id=letter.event_id,
+        key=letter.key,
+        event_type=letter.event_type,
+        subject=letter.subject,
+        stream=letter.stream,
+        sequence=letter.sequence,
+        headers=letter.headers,
+        body=letter.body,
+        using=using,
+    )
+    if not added:
+        raise _Refused(f"it already waits to be handled by {handler!r}")
+
+
+def completed(*, handler: str, source: str, event_id: str, using: str) -> None:
+    """The redriven message is settled; inside the transaction that settles it."""
+    deferred.remove(handler=handler, source=source, event_id=event_id, using=using)
+    store.resolve_redriven(handler=handler, source=source, event_id=event_id, using=using)

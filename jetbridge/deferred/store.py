@@ -1,0 +1,102 @@
+"""Every statement on the deferred table: messages that wait in the database."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from django.db.models import Q
+
+from jetbridge.models import Deferred
+from jetbridge.models.clock import WallClock
+from jetbridge.models.deferred import DeferredKind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeferredRecord:
+    """A stored message that is due."""
+
+    id: int
+    handler: str
+    source: str
+    event_id: str
+    subject: str
+    stream: str
+    sequence: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+def add_redrive(
+    *,
+    handler: str,
+    source: str,
+    event_id: str,
+    key: str,
+    event_type: str,
+    subject: str,
+    stream: str,
+    sequence: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    using: str,
+) -> bool:
+    """Put a message at the head of its key's queue, due now. ``False``: it waits there already."""
+    rows = Deferred.objects.using(using)
+    if rows.filter(handler=handler, source=source, event_id=event_id).exists():
+        return False
+    rows.bulk_create(
+        [
+            Deferred(
+                handler=handler,
+                source=source,
+                event_id=event_id,
+                key=key,
+                event_type=event_type,
+                subject=subject,
+                stream=stream,
+                sequence=sequence,
+                headers=dict(headers),
+                body=body,
+                kind=DeferredKind.REDRIVE,
+                due_at=WallClock(),
+            )
+        ]
+    )
+    return True
+
+
+def due(
+    *, sources: Collection[str], without: Collection[int], limit: int, using: str
+) -> list[DeferredRecord]:
+    """
+    Messages of some sources that are due and not already in the caller's hands, in stream order.
+
+    Redriven together, the dead letters of one key run in the order in which they were published.
+    """
+    rows = Deferred.objects.using(using).filter(Q(due_at__lte=WallClock()), source__in=sources)
+    return [
+        DeferredRecord(
+            id=row.pk,
+            handler=row.handler,
+            source=row.source,
+            event_id=row.event_id,
+            subject=row.subject,
+            stream=row.stream,
+            sequence=row.sequence,
+            headers=row.headers,
+            body=bytes(row.body),
+        )
+        for row in rows.exclude(pk__in=list(without)).order_by("stream", "sequence", "id")[:limit]
+    ]
+
+
+def any_due(*, sources: Collection[str], using: str) -> bool:
+    """Whether anything of these sources is due."""
+    return Deferred.objects.using(using).filter(due_at__lte=WallClock(), source__in=sources).exists()
+
+
+def remove(*, handler: str, source: str, event_id: str, using: str) -> int:
+    """The message has been settled; inside the transaction that settles it."""
+    rows = Deferred.objects.using(using).filter(handler=handler, source=source, event_id=event_id)
+    return rows.delete()[0]

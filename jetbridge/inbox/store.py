@@ -1,0 +1,216 @@
+"""
+Every statement on the inbox.
+
+``claim`` is raw: whether this transaction or another one inserted the row is the whole
+deduplication, and only the statement's row count tells.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from django.db import connections, transaction
+from django.db.models import F
+
+from jetbridge import text
+from jetbridge.models import Inbox, InboxState
+from jetbridge.models.clock import WallClock
+from jetbridge.received import Received
+
+_COLUMNS: Final = (
+    "handler, source, event_id, state, attempts, starts, generation, duplicates, event_type, key, "
+    "stream, sequence, received_at, finished_at, claimed_by, claim_epoch, error_class, error"
+)
+_VALUES: Final = "%s, %s, %s, 'processed', 1, 1, 0, 0, %s, %s, %s, %s, {now}, {now}, '', 0, '', ''"
+
+# The time-out is set inside the statement (a round trip less) and holds for the wait on another copy.
+_CLAIM: Final = {
+    "postgresql": f"""\
+-- jetbridge: inbox.claim
+WITH wait AS MATERIALIZED (SELECT set_config('lock_timeout', %s, true))
+INSERT INTO jetbridge_inbox ({_COLUMNS})
+SELECT {_VALUES.format(now="clock_timestamp()")} FROM wait
+ON CONFLICT (handler, source, event_id) DO NOTHING""",
+    "sqlite": f"""\
+INSERT INTO jetbridge_inbox ({_COLUMNS})
+VALUES ({_VALUES.format(now="strftime('%%Y-%%m-%%d %%H:%%M:%%f', 'now')")})
+ON CONFLICT (handler, source, event_id) DO NOTHING""",
+    "mysql": f"""\
+INSERT IGNORE INTO jetbridge_inbox ({_COLUMNS})
+VALUES ({_VALUES.format(now="UTC_TIMESTAMP(6)")})""",
+}
+_UNLIMIT: Final = "-- jetbridge: inbox.claimed\nSELECT set_config('lock_timeout', %s, true)"
+
+SETTLED: Final = (InboxState.PROCESSED, InboxState.DEAD, InboxState.SKIPPED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """An inbox row, locked by this transaction."""
+
+    id: int
+    state: str
+    attempts: int
+    next_attempt_at: datetime | None
+
+
+def claim(received: Received, handler: str, *, lock_timeout_s: float, using: str) -> bool:
+    """
+    Insert the row in its final state; to be called inside the handler's transaction.
+
+    A concurrent copy makes this wait until that one commits or rolls back.
+
+    Returns:
+        Whether this transaction owns the row now. ``False``: it exists, see :func:`lock`.
+
+    Raises:
+        OperationalError: Another copy is still running after ``lock_timeout_s``.
+    """
+    connection = connections[using]
+    identity = [handler, received.source, received.event_id]
+    place = [received.event_type, received.key, received.stream, received.sequence]
+    with connection.cursor() as cursor:
+        if connection.vendor != "postgresql":
+            cursor.execute(_CLAIM[connection.vendor], [*identity, *place])
+            return bool(cursor.rowcount)
+        cursor.execute(_CLAIM["postgresql"], [f"{lock_timeout_s * 1000:.0f}ms", *identity, *place])
+        return bool(cursor.rowcount)
+
+
+def end_lock_timeout(*, using: str) -> None:
+    """Give the handler's own statements the session's lock time-out back."""
+    connection = connections[using]
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute(_UNLIMIT, ["0"])
+
+
+def lock(received: Received, handler: str, *, using: str) -> Entry | None:
+    """The existing row, locked until the end of the transaction."""
+    row = _identity(received, handler, using).select_for_update().first()
+    if row is None:
+        return None
+    return Entry(id=row.pk, state=row.state, attempts=row.attempts, next_attempt_at=row.next_attempt_at)
+
+
+def finish(entry: Entry, *, using: str) -> bool:
+    """retrying or deferred → processed, with the attempt that succeeded; inside the handler's transaction."""
+    return bool(
+        Inbox.objects.using(using)
+        .filter(pk=entry.id, state=entry.state, attempts=entry.attempts)
+        .update(
+            state=InboxState.PROCESSED,
+            attempts=entry.attempts + 1,
+            starts=F("starts") + 1,
+            finished_at=WallClock(),
+            next_attempt_at=None,
+            error_class="",
+            error="",
+        )
+    )
+
+
+def record_failure(
+    received: Received,
+    handler: str,
+    *,
+    attempt: int,
+    spends: bool,
+    delay_s: float,
+    error: BaseException,
+    using: str,
+) -> bool:
+    """
+    (absent), retrying or deferred → the same or retrying, with the error and the time of the next attempt.
+
+    Args:
+        attempt: Number of the attempt that failed.
+        spends: Whether it counts; a snoozed one does not.
+
+    Returns:
+        Whether it happened; ``False``: another copy has moved on, and its word counts.
+    """
+    values = {
+        "attempts": attempt if spends else attempt - 1,
+        "next_attempt_at": WallClock(delay_s),
+        **_error(error),
+    }
+    with transaction.atomic(using=using):
+        expected = _identity(received, handler, using).filter(attempts=attempt - 1).exclude(state__in=SETTLED)
+        if expected.update(**values, starts=F("starts") + 1):
+            return True
+        if attempt > 1 or _identity(received, handler, using).exists():
+            return False
+        _insert(received, handler, InboxState.RETRYING, using, starts=1, **values)
+    return True
+
+
+def bury(received: Received, handler: str, *, attempt: int, error: BaseException, using: str) -> bool:
+    """(absent), retrying or deferred → dead; inside the transaction that writes the dead letter."""
+    values = {
+        "state": InboxState.DEAD,
+        "attempts": attempt,
+        "finished_at": WallClock(),
+        "next_attempt_at": None,
+    }
+    values |= _error(error)
+    expected = _identity(received, handler, using).exclude(state__in=SETTLED)
+    if expected.update(**values, starts=F("starts") + 1):
+        return True
+    if _identity(received, handler, using).exists():
+        return False
+    _insert(received, handler, values.pop("state"), using, starts=1, **values)
+    return True
+
+
+def reopen(handler: str, source: str, event_id: str, *, using: str) -> bool:
+    """dead → deferred, as a new generation with fresh attempts: the redriven copy alone may run it."""
+    return bool(
+        Inbox.objects.using(using)
+        .filter(handler=handler, source=source, event_id=event_id, state=InboxState.DEAD)
+        .update(
+            state=InboxState.DEFERRED,
+            generation=F("generation") + 1,
+            attempts=0,
+            finished_at=None,
+            next_attempt_at=None,
+        )
+    )
+
+
+def count_duplicate(received: Received, handler: str, *, using: str) -> None:
+    """One more copy of a settled event has arrived."""
+    _identity(received, handler, using).update(duplicates=F("duplicates") + 1)
+
+
+def _identity(received: Received, handler: str, using: str):  # type: ignore[no-untyped-def]
+    return Inbox.objects.using(using).filter(
+        handler=handler, source=received.source, event_id=received.event_id
+    )
+
+
+def _insert(received: Received, handler: str, state: object, using: str, **values: object) -> None:
+    Inbox.objects.using(using).bulk_create(
+        [
+            Inbox(
+                handler=handler,
+                source=received.source,
+                event_id=received.event_id,
+                state=state,
+                event_type=received.event_type,
+                key=received.key,
+                stream=received.stream,
+                sequence=received.sequence,
+                **values,
+            )
+        ]
+    )
+
+
+def _error(error: BaseException) -> dict[str, object]:
+    return {
+        "error_class": text.storable(type(error).__qualname__, 255),
+        "error": text.storable(str(error), 10_000),
+    }

@@ -1,0 +1,206 @@
+"""
+One attempt of one handler at one event: claim, handler, commit, in a single transaction.
+
+Called on a worker thread. The claim writes the inbox row in its final state, so that row, the
+handler's writes and what it published become true together or not at all.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TypeAlias
+
+from django.db import connections, transaction
+from django.utils import timezone
+
+from jetbridge import context, signals
+from jetbridge.conf import Settings
+from jetbridge.errors import HandlerLeftRollback
+from jetbridge.event import Delivery
+from jetbridge.inbox import store
+from jetbridge.models import InboxState
+from jetbridge.received import Received
+from jetbridge.registry import Handler
+from jetbridge.runtime.threads import to_sync
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Processed:
+    """The handler's effect is committed."""
+
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Duplicate:
+    """The event was settled before; this copy is counted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotYet:
+    """An earlier attempt failed and the next one is due in ``delay_s`` seconds."""
+
+    delay_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """Everything this attempt wrote is rolled back. ``attempt`` is its number, from 1."""
+
+    attempt: int
+    error: BaseException
+
+
+logger = logging.getLogger("jetbridge.inbox")
+
+Result: TypeAlias = Processed | Duplicate | NotYet | Failed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """
+    What to attempt.
+
+    Attributes:
+        received: The message.
+        handler: Who is to handle it.
+        using: Alias of its inbox.
+        redriven: The message comes out of the deferred table, so it may run an event that waits there.
+        also: Runs inside the transaction after the handler, and for a duplicate in one of its own.
+    """
+
+    received: Received
+    handler: Handler
+    using: str
+    redriven: bool = False
+    also: Callable[[], None] | None = None
+
+
+class _AlreadySettled(Exception):
+    """Leaves the transaction without an error of the handler."""
+
+
+class _TooEarly(Exception):
+    def __init__(self, delay_s: float) -> None:
+        self.delay_s = delay_s
+
+
+def attempt(work: Work, settings: Settings) -> Result:
+    """Run the handler once. Never raises for what the handler or the database does: that is the result."""
+    run = _Run(work, settings)
+    try:
+        delivery = run.in_transaction() if work.handler.atomic else run.without_transaction()
+    except _AlreadySettled:
+        return _duplicate(work)
+    except _TooEarly as early:
+        return NotYet(delay_s=early.delay_s)
+    except BaseException as error:  # also SystemExit: a handler that calls sys.exit() has failed
+        if run.committed is None:
+            return Failed(attempt=run.number, error=error)
+        # The effect stands, so this is no failure of the handler.
+        logger.exception("An on_commit hook of handler %s failed after the commit.", work.handler.name)
+        delivery = run.committed
+    signals.send(signals.handler_committed, using=work.using, handler=work.handler.name, delivery=delivery)
+    return Processed(attempt=run.number)
+
+
+class _Run:
+    """The state of one attempt."""
+
+    def __init__(self, work: Work, settings: Settings) -> None:
+        self.work = work
+        self.settings = settings
+        self.number = 1
+        self.committed: Delivery | None = None
+
+    def in_transaction(self) -> Delivery:
+        using = self.work.using
+        with transaction.atomic(using=using, durable=True):
+            # First of the transaction's hooks: if it has run, the commit has happened.
+            transaction.on_commit(self._mark_committed, using=using)
+            entry = self._claim()
+            delivery = self._call_handler()
+            if connections[using].needs_rollback:
+                raise HandlerLeftRollback(
+                    f"Handler {self.work.handler.name!r} returned, but its transaction is marked for rollback "
+                    f"(set_rollback(True), or a database error that was caught outside a savepoint). "
+                    f"Wrap the failing part in transaction.atomic()."
+                )
+            if entry is not None and not store.finish(entry, using=using):
+                raise _AlreadySettled
+            if self.work.also is not None:
+                self.work.also()
+            self._delivery = delivery
+        return delivery
+
+    def _mark_committed(self) -> None:
+        self.committed = self._delivery
+
+    def without_transaction(self) -> Delivery:
+        """At least once: the effect and the inbox row are two commits, and a crash between them repeats the effect."""
+        using = self.work.using
+        with transaction.atomic(using=using):
+            entry = store.lock(self.work.received, self.work.handler.name, using=using)
+            self._check(entry)
+        delivery = self._call_handler()
+        with transaction.atomic(using=using):
+            current = self._claim()
+            if current is not None and not store.finish(current, using=using):
+                raise _AlreadySettled
+            if self.work.also is not None:
+                self.work.also()
+        self.committed = delivery
+        return delivery
+
+    def _claim(self) -> store.Entry | None:
+        """``None`` if the row is new, else the row of earlier attempts, locked."""
+        work, using = self.work, self.work.using
+        new = store.claim(
+            work.received, work.handler.name, lock_timeout_s=self.settings.lock_timeout_s, using=using
+        )
+        entry = None if new else store.lock(work.received, work.handler.name, using=using)
+        store.end_lock_timeout(using=using)
+        self._check(entry)
+        return entry
+
+    def _check(self, entry: store.Entry | None) -> None:
+        if entry is None:
+            return
+        if entry.state in store.SETTLED or (entry.state == InboxState.DEFERRED and not self.work.redriven):
+            raise _AlreadySettled
+        self.number = entry.attempts + 1
+        delay_s = _seconds_until(entry.next_attempt_at)
+        if delay_s > 0:
+            raise _TooEarly(delay_s)
+
+    def _call_handler(self) -> Delivery:
+        work = self.work
+        timeout_s = work.handler.timeout_s or self.settings.handler_timeout_s
+        delivery = work.received.delivery(attempt=self.number, deadline=time.monotonic() + timeout_s)
+        signals.send(signals.handler_started, using=work.using, handler=work.handler.name, delivery=delivery)
+        function = work.handler.function
+        with context.handling(delivery, work.using):
+            if work.handler.is_async:
+                to_sync(function)(delivery)
+            else:
+                function(delivery)
+        return delivery
+
+
+def _duplicate(work: Work) -> Duplicate:
+    with transaction.atomic(using=work.using):
+        store.count_duplicate(work.received, work.handler.name, using=work.using)
+        if work.also is not None:
+            work.also()
+    return Duplicate()
+
+
+def _seconds_until(instant: datetime | None) -> float:
+    if instant is None:
+        return 0.0
+    aware = timezone.make_aware(instant) if timezone.is_naive(instant) else instant
+    return (aware - datetime.now(UTC)).total_seconds()

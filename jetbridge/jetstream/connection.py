@@ -1,0 +1,333 @@
+"""
+The supervised connection: connects for ever, verifies its reply inbox, replaces the client when it is lost.
+
+One per process. The relay and the consumer ask :meth:`Connection.ready`, look at ``epoch`` to notice a
+reconnect, and never see nats-py. Losing the connection is an event here, not an exception.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+import re
+import time
+from collections.abc import Mapping
+from typing import Final
+
+from nats.errors import NoServersError
+
+from jetbridge.errors import BrokerUnreachable
+from jetbridge.jetstream import wire
+from jetbridge.jetstream.client import Client
+from jetbridge.jetstream.denials import Denial, Denials, PermissionDenied
+from jetbridge.jetstream.dialer import Dialer
+from jetbridge.jetstream.logs import Hush, logger, redact, secrets_of
+from jetbridge.jetstream.options import ConnectionOptions, options_for
+from jetbridge.jetstream.session import Session
+
+__all__ = ["Connection", "ConnectionOptions", "PermissionDenied", "options_for"]
+
+BACKOFF_S: Final = (0.1, 2.0)
+STABLE_S: Final = 5.0
+NO_RESPONDERS: Final = 503
+
+
+class Connection:
+    """
+    A connection that is there whenever the server is.
+
+    Attributes:
+        epoch: Grows with each successful connect; 0 before the first.
+        last_error: The latest trouble for humans, without credentials; ``""`` while connected.
+        denied: Why the user's permissions make work impossible, ``""`` if they do not. Tried again all the same,
+            every two seconds, because permissions can be repaired while we run.
+    """
+
+    def __init__(self, options: ConnectionOptions) -> None:
+        self.options = options
+        self.epoch = 0
+        self.last_error = ""
+        self.denied = ""
+        self.denials = Denials()
+        self._session: Session | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+        self._closed = False
+        self._say = Hush()
+        self._secrets = secrets_of(options.urls)
+        self._dialer = Dialer(options, denials=self.denials, note=self._note)
+
+    # --- state -----------------------------------------------------------------------------------
+
+    @property
+    def session(self) -> Session | None:
+        """The living session, ``None`` while there is none. For this package only."""
+        return self._session
+
+    @property
+    def is_connected(self) -> bool:
+        return self._session is not None
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._closed
+
+    @property
+    def client(self) -> Client:
+        """
+        The client of the living session. For this package only.
+
+        Raises:
+            BrokerUnreachable: There is none.
+        """
+        return self._living().client
+
+    @property
+    def max_payload(self) -> int:
+        """Bytes of headers plus body that the server takes; its default while unconnected."""
+        return self._session.client.max_payload if self._session else 1_048_576
+
+    @property
+    def server_version(self) -> tuple[int, int, int]:
+        """``(2, 12, 8)``; zeros while unconnected."""
+        if self._session is None:
+            return (0, 0, 0)
+        found = re.match(r"(\d+)\.(\d+)\.(\d+)", str(self._session.client._server_info.get("version", "")))
+        return (int(found[1]), int(found[2]), int(found[3])) if found else (0, 0, 0)
+
+    async def start(self) -> None:
+        """Begin to connect in the background, for ever. Returns at once."""
+        if self._supervisor is None and not self._closed:
+            self._supervisor = asyncio.create_task(self._supervise(), name="jetbridge-connection")
+
+    async def ready(self, timeout_s: float | None = None) -> bool:
+        """
+        Wait until connected and the reply inbox is verified.
+
+        Returns:
+            ``False`` when ``timeout_s`` ran out, after :meth:`close`, and early (within half a second) while
+            ``denied`` says that waiting is of no use.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = None if timeout_s is None else loop.time() + timeout_s
+        if self.denied:
+            deadline = min(deadline or float("inf"), loop.time() + 0.5)
+        try:
+            async with asyncio.timeout_at(deadline):
+                while not self.is_connected and not self._closed:
+                    was_denied = self.denied
+                    await self._changed.wait()
+                    if self.denied and not was_denied:
+                        return False
+        except TimeoutError:
+            return self.is_connected
+        return self.is_connected
+
+    # --- talking ---------------------------------------------------------------------------------
+
+    def send(
+        self, subject: str, body: bytes = b"", *, reply: str = "", headers: Mapping[str, str] | None = None
+    ) -> bool:
+        """
+        A plain publish without an answer; ``False`` when it could not even be queued.
+
+        Raises:
+            ValueError: The subject or a header cannot go on the wire.
+        """
+        target, answer = wire.subject_bytes(subject), wire.subject_bytes(reply) if reply else b""
+        if headers is None:
+            return self.push(wire.publish_frame(target, answer, body))
+        return self.push(wire.publish_frame_with_headers(target, answer, wire.header_block(headers), body))
+
+    def push(self, frames: bytes) -> bool:
+        """Queue protocol frames on the living session; ``False`` if there is none or it is choked."""
+        return self._session is not None and self._session.client.push(frames)
+
+    async def request(self, subject: str, body: bytes = b"", *, timeout_s: float = 5.0) -> bytes:
+        """
+        Publish and wait for one answer; connecting counts towards the time.
+
+        Raises:
+            BrokerUnreachable: Not connected in time, connection lost, nobody listens, or no answer.
+            PermissionDenied: At once, when the server refuses the subject.
+        """
+        deadline = time.monotonic() + timeout_s
+        await self.ready(timeout_s)
+        session = self._living()
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        reply = session.reply_to(lambda _rest, data, headers: _answer(answer, subject, data, headers))
+        undo = (
+            session.on_lost(lambda reason: _fail(answer, BrokerUnreachable(f"Connection lost: {reason}"))),
+            self.denials.listen(lambda denial: _deny(answer, subject, denial)),
+        )
+        try:
+            if not session.client.push(wire.publish_frame(wire.subject_bytes(subject), reply, body)):
+                raise BrokerUnreachable(f"The connection takes no more data; {subject} was not sent.")
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                return await answer
+        except TimeoutError:
+            raise BrokerUnreachable(f"No answer to {subject} within {timeout_s:g} s.") from None
+        finally:
+            session.no_reply_to(reply)
+            for take_back in undo:
+                take_back()
+
+    async def api(
+        self, subject: str, body: Mapping[str, object] | None = None, timeout_s: float = 5.0
+    ) -> dict[str, object]:
+        """
+        One call of the JetStream API in raw JSON.
+
+        Args:
+            subject: Without ``$JS.API.``, such as ``STREAM.INFO.orders``.
+
+        Returns:
+            The whole answer, also when it holds an ``error``.
+
+        Raises:
+            BrokerUnreachable, PermissionDenied: As :meth:`request`.
+        """
+        payload = b"" if body is None else json.dumps(body).encode()
+        answer = json.loads(await self.request(f"$JS.API.{subject}", payload, timeout_s=timeout_s))
+        if not isinstance(answer, dict):
+            raise BrokerUnreachable(f"$JS.API.{subject} answered something that is not a JSON object.")
+        return answer
+
+    async def close(self) -> None:
+        """Send what is queued and disconnect, in bounded time. Never raises; there is no way back."""
+        if self._closed:
+            return
+        self._closed = True
+        session = self._session
+        if session is not None:
+            for _ in range(2):  # whoever was about to ack gets to queue it
+                await asyncio.sleep(0)
+            await session.barrier(2.0)
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            await asyncio.wait((self._supervisor,), timeout=2.0)
+        if self._session is not None:
+            self._end_session(self._session, "closed")
+        self._tell()
+
+    def _living(self) -> Session:
+        if self._session is None:
+            raise BrokerUnreachable(self._explain(self.denied or self.last_error or "Not connected yet."))
+        return self._session
+
+    # --- supervising -----------------------------------------------------------------------------
+
+    async def _supervise(self) -> None:
+        failures = 0
+        while not self._closed:
+            born = time.monotonic()
+            unreachable = False
+            try:
+                await self._live()
+            except NoServersError:
+                unreachable = True  # the rounds inside have waited already
+            except PermissionDenied as error:
+                self._deny(str(error))
+                failures = 10
+            except Exception as error:  # whatever it was, the next attempt may work
+                self._note(error)
+            failures = 0 if time.monotonic() - born > STABLE_S else failures + (not unreachable)
+            if not unreachable:
+                await asyncio.sleep(backoff_s(failures))
+
+    async def _live(self) -> None:
+        """One session, from connecting to its end."""
+        session: Session | None = None
+        lost_early: list[str] = []
+
+        def on_lost(reason: str) -> None:
+            if session is None:
+                lost_early.append(reason)
+            else:
+                self._end_session(session, reason)
+
+        client = Client(on_lost=on_lost, tcp_timeout_s=self.options.tcp_timeout_s)
+        try:
+            await self._dialer.dial(client)
+            session = Session(client, self.epoch + 1)
+            await self._dialer.verify(session)
+            if lost_early or session.is_lost:
+                raise BrokerUnreachable("; ".join(lost_early) or session.reason)
+            self._begin_session(session)
+            reason = await session.wait_lost()
+            self._dialer.learn(client)
+            if not self._closed:
+                self._note(BrokerUnreachable(f"Connection lost: {reason}"))
+        finally:
+            await client.discard()
+
+    def _begin_session(self, session: Session) -> None:
+        self.epoch = session.epoch
+        self._session = session
+        self.last_error = self.denied = ""
+        logger.info(
+            "Connected to %s, server %s.",
+            self._explain(self._dialer.last_url),
+            ".".join(map(str, self.server_version)),
+        )
+        self._tell()
+
+    def _end_session(self, session: Session, reason: str) -> None:
+        if self._session is session:
+            self._session = None
+        session.lose(self._explain(reason))
+        self._tell()
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    # --- trouble ---------------------------------------------------------------------------------
+
+    def _deny(self, text: str) -> None:
+        self.denied = self.last_error = self._explain(text)
+        self._say(logging.ERROR, f"Cannot work with these NATS permissions: {self.denied}")
+        self._tell()
+
+    def _note(self, error: BaseException) -> None:
+        text = self._explain(str(error) or type(error).__name__)
+        if self._session is None:
+            self.last_error = text
+        self._say(logging.WARNING, f"NATS ({self._where()}): {text}")
+
+    def _where(self) -> str:
+        return self._explain(", ".join(self.options.urls) or "embedded server")
+
+    def _explain(self, text: str) -> str:
+        return redact(text, self._secrets)
+
+
+def backoff_s(failures: int) -> float:
+    """0.1 s doubling to 2 s, with jitter so that a fleet does not come back in step."""
+    low, high = BACKOFF_S
+    return min(high, low * 2.0 ** max(0, failures - 1)) * random.uniform(0.5, 1.0)
+
+
+def _fail(answer: asyncio.Future[bytes], error: Exception) -> None:
+    if not answer.done():
+        answer.set_exception(error)
+
+
+def _deny(answer: asyncio.Future[bytes], subject: str, denial: Denial) -> None:
+    if not denial.is_subscription and denial.subject == subject.lower():
+        _fail(answer, PermissionDenied(subject))
+
+
+def _answer(answer: asyncio.Future[bytes], subject: str, data: bytes, headers: bytes) -> None:
+    if headers and wire.read_status(headers)[0] == NO_RESPONDERS:
+        _fail(
+            answer,
+            BrokerUnreachable(
+                f"Nobody answers {subject}: JetStream is off for this account, or has no leader."
+            ),
+        )
+    elif not answer.done():
+        answer.set_result(data)

@@ -1,0 +1,57 @@
+"""``manage.py jetbridge_consume``: run the handlers."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from dataclasses import asdict
+
+from django.core.management.base import CommandParser
+
+from jetbridge import autodiscovery
+from jetbridge.conf import Settings
+from jetbridge.consumer.process import ConsumeReport, run_consumer
+from jetbridge.errors import JetbridgeError
+from jetbridge.management.base import JetbridgeCommand, Outcome
+from jetbridge.management.exit_codes import ExitCode
+from jetbridge.management.options import add_until_empty
+from jetbridge.runtime import supervisor
+
+
+class NoSources(JetbridgeError):
+    """There is nothing to consume."""
+
+
+class Command(JetbridgeCommand):
+    """Parses, builds, supervises; the work is in :mod:`jetbridge.consumer`."""
+
+    help = (
+        "Runs the handlers for events of the configured SOURCES. Runs until SIGTERM. For each source one process "
+        "at a time pulls; others stand by and take over when its lease ends."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        super().add_arguments(parser)
+        add_until_empty(parser, "every durable and the deferred table are empty")
+
+    def run(self, settings: Settings, options: Namespace) -> Outcome:
+        if not settings.sources:
+            raise NoSources('JETBRIDGE["SOURCES"] is empty: name the apps whose events this one handles.')
+        autodiscovery.discover()
+        report = supervisor.run(
+            lambda stop: run_consumer(
+                settings, stop=stop, until_empty=options.until_empty, timeout_s=options.timeout
+            )
+        )
+        return _outcome(report, one_shot=options.until_empty)
+
+
+def _outcome(report: ConsumeReport, *, one_shot: bool) -> Outcome:
+    if not one_shot:
+        return Outcome(text=f"Stopped after {report.totals.handled} handled events.")
+    document = {**asdict(report.totals), "refused": 0, "parked": 0, "left": report.left}
+    code = ExitCode.DONE
+    if not report.finished:
+        code = ExitCode.TIMED_OUT
+    elif report.totals.dead:
+        code = ExitCode.PROBLEMS
+    return Outcome(code=code, document=document, last_line=document)

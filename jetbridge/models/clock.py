@@ -1,0 +1,44 @@
+"""The database's wall clock as an expression."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import DateTimeField, Func
+from django.db.models.sql.compiler import SQLCompiler
+
+
+class WallClock(Func):
+    """
+    The time of day at the database, now or ``offset_s`` seconds from now, finer than a second.
+
+    Not ``Now()``: on PostgreSQL that is the start of the transaction, so a lease renewed late in one
+    would look older than it is; on SQLite and MySQL it has whole seconds.
+    """
+
+    output_field = DateTimeField()
+
+    def __init__(self, offset_s: float = 0.0) -> None:
+        super().__init__()
+        self.offset_s = float(offset_s)
+
+    def as_sql(
+        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any
+    ) -> tuple[str, list[Any]]:
+        raise NotImplementedError(f"jetbridge knows no wall clock for {connection.vendor!r}.")
+
+    def as_postgresql(
+        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any
+    ) -> tuple[str, list[Any]]:
+        return "(clock_timestamp() + make_interval(secs => %s))", [self.offset_s]
+
+    def as_sqlite(
+        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any
+    ) -> tuple[str, list[Any]]:
+        return "strftime('%%Y-%%m-%%d %%H:%%M:%%f', 'now', %s)", [f"{self.offset_s:+.3f} seconds"]
+
+    def as_mysql(
+        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any
+    ) -> tuple[str, list[Any]]:
+        return "(UTC_TIMESTAMP(6) + INTERVAL %s MICROSECOND)", [round(self.offset_s * 1e6)]

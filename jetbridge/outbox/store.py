@@ -1,0 +1,258 @@
+"""
+Every statement that writes or reads the outbox on its way to the stream.
+
+Statements that a relay runs per page are raw on PostgreSQL, where a round trip or a sort decides the
+speed; everything else is the ORM. Functions return frozen records, so that nothing can query lazily.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Sequence
+from datetime import datetime
+from typing import Final
+
+from django.db import connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from jetbridge.models import Archive, Outbox, OutboxState, Scheduled
+from jetbridge.models.clock import WallClock
+from jetbridge.outbox.drafts import Draft
+from jetbridge.outbox.records import OutboxRecord, Settled
+
+INSERT_ROWS: Final = 1_000
+COPY_ROWS: Final = 100
+_CONTENT: Final = (
+    "event_id",
+    "message_id",
+    "kind",
+    "event_type",
+    "destination",
+    "subject",
+    "key",
+    "bucket",
+    "headers",
+    "body",
+    "causation_id",
+    "correlation_id",
+)
+_RECORD: Final = ("id", "subject", "destination", "key", "event_id", "message_id", "headers", "body")
+
+_PAGE: Final = """\
+-- jetbridge: outbox.page
+SELECT o.id, o.subject, o.destination, o.key, o.event_id, o.message_id, o.headers, o.body
+FROM unnest(%s::smallint[]) AS b (n)
+CROSS JOIN LATERAL (
+    SELECT id, subject, destination, key, event_id, message_id, headers, body
+    FROM jetbridge_outbox WHERE bucket = b.n AND state = 'ready' ORDER BY id LIMIT %s
+) o
+ORDER BY o.id LIMIT %s"""
+
+_SETTLE: Final = f"""\
+-- jetbridge: outbox.settle
+WITH sent (id, stream, sequence, duplicate) AS (
+    SELECT * FROM unnest(%s::bigint[], %s::varchar[], %s::bigint[], %s::boolean[])
+), gone AS (
+    DELETE FROM jetbridge_outbox o USING sent WHERE o.id = sent.id
+    RETURNING o.id, {", ".join(f"o.{column}" for column in _CONTENT)}, o.created_at
+)
+INSERT INTO jetbridge_archive (id, {", ".join(_CONTENT)}, created_at,
+    stream, stream_created_at, sequence, duplicate, sent_at)
+SELECT gone.*, sent.stream, %s::timestamptz, sent.sequence, sent.duplicate, clock_timestamp()
+FROM gone JOIN sent USING (id)"""
+
+_PROMOTE: Final = f"""\
+-- jetbridge: outbox.promote
+WITH due AS (
+    SELECT id FROM jetbridge_scheduled WHERE due_at <= clock_timestamp()
+    ORDER BY due_at, id LIMIT %s FOR UPDATE SKIP LOCKED
+), moved AS (
+    DELETE FROM jetbridge_scheduled s USING due WHERE s.id = due.id
+    RETURNING s.due_at, s.id AS scheduled_id, {", ".join(f"s.{column}" for column in _CONTENT)}, s.created_at
+)
+INSERT INTO jetbridge_outbox ({", ".join(_CONTENT)}, created_at)
+SELECT {", ".join(_CONTENT)}, created_at FROM moved ORDER BY due_at, scheduled_id"""
+
+
+def insert(rows: Sequence[Draft], *, using: str) -> None:
+    """Write rows that may go at once: one statement for few, COPY for many where the database has it."""
+    connection = connections[using]
+    if len(rows) >= COPY_ROWS and _can_copy(connection):
+        _copy(rows, connection)
+        return
+    ready = {"state": OutboxState.READY, "error_code": "", "error": "", "attempts": 0}
+    Outbox.objects.using(using).bulk_create(
+        [Outbox(**_columns(row), **ready) for row in rows], batch_size=INSERT_ROWS
+    )
+
+
+def insert_refused(row: Draft, *, code: str, error: str, using: str) -> None:
+    """Write a row that is known to be unsendable, so that it is visible with its reason instead of lost."""
+    refused = {"state": OutboxState.REFUSED, "error_code": code, "error": error, "attempts": 0}
+    Outbox.objects.using(using).bulk_create([Outbox(**_columns(row), **refused)])
+
+
+def schedule(rows: Sequence[Draft], *, due_at: datetime, using: str) -> None:
+    """Write rows that may go from ``due_at`` (aware) on."""
+    Scheduled.objects.using(using).bulk_create(
+        [Scheduled(**_columns(row), due_at=_stored(due_at, using)) for row in rows], batch_size=INSERT_ROWS
+    )
+
+
+def _stored(instant: datetime, using: str) -> datetime:
+    """An aware instant as a DateTimeField takes it: naive local time under ``USE_TZ=False``."""
+    from django.conf import settings
+    from django.utils import timezone
+
+    return instant if settings.USE_TZ else timezone.make_naive(instant)
+
+
+def _columns(row: Draft) -> dict[str, object]:
+    return {name: getattr(row, name) for name in _CONTENT}
+
+
+def _can_copy(connection: BaseDatabaseWrapper) -> bool:
+    if connection.vendor != "postgresql":
+        return False
+    from django.db.backends.postgresql.psycopg_any import is_psycopg3
+
+    return bool(is_psycopg3)
+
+
+def _copy(rows: Sequence[Draft], connection: BaseDatabaseWrapper) -> None:
+    statement = f"COPY jetbridge_outbox ({', '.join(_CONTENT)}) FROM STDIN"
+    with transaction.atomic(using=connection.alias, savepoint=False), connection.cursor() as cursor:
+        with cursor.copy(statement) as copy:
+            for row in rows:
+                copy.write_row(
+                    [
+                        json.dumps(row.headers) if name == "headers" else getattr(row, name)
+                        for name in _CONTENT
+                    ]
+                )
+
+
+def page(buckets: Collection[int], *, limit: int, using: str) -> list[OutboxRecord]:
+    """
+    Ready rows of some buckets, by id within each.
+
+    Ids follow insertion, not commit, so a smaller id may appear in a later call: callers must never
+    remember "the last id".
+    """
+    connection = connections[using]
+    if connection.vendor == "postgresql":
+        per_bucket = max(32, 2 * limit // max(1, len(buckets)))
+        with connection.cursor() as cursor:
+            cursor.execute(_PAGE, [sorted(buckets), per_bucket, limit])
+            return [_record(row) for row in cursor.fetchall()]
+    ready = Outbox.objects.using(using).filter(state=OutboxState.READY, bucket__in=buckets)
+    return [_record(row) for row in ready.order_by("id").values_list(*_RECORD)[:limit]]
+
+
+def _record(row: Sequence[object]) -> OutboxRecord:
+    id_, subject, destination, key, event_id, message_id, headers, body = row
+    parsed = json.loads(headers) if isinstance(headers, str) else headers
+    return OutboxRecord(id_, subject, destination, key, event_id, message_id, parsed, bytes(body))  # type: ignore[arg-type]
+
+
+def settle(sent: Sequence[Settled], *, stream_created_at: datetime | None, using: str) -> None:
+    """
+    Move rows that the stream has stored to the archive, in one transaction.
+
+    A row that another relay has settled meanwhile is left alone. The commit may be asynchronous: what a
+    crash of the database undoes is sent again and dropped as a duplicate.
+    """
+    connection = connections[using]
+    if connection.vendor == "postgresql":
+        columns = [[getattr(row, name) for row in sent] for name in ("id", "stream", "sequence", "duplicate")]
+        with connection.cursor() as cursor:
+            cursor.execute(_SETTLE, [*columns, stream_created_at])
+        return
+    by_id = {row.id: row for row in sent}
+    with transaction.atomic(using=using):
+        rows = Outbox.objects.using(using).filter(id__in=by_id)
+        Archive.objects.using(using).bulk_create(
+            [_archived(row, by_id[row.pk], stream_created_at) for row in rows.only(*_CONTENT, "created_at")]
+        )
+        rows.delete()
+
+
+def _archived(row: Outbox, sent: Settled, stream_created_at: datetime | None) -> Archive:
+    content = {name: getattr(row, name) for name in (*_CONTENT, "created_at")}
+    return Archive(
+        id=row.pk,
+        stream=sent.stream,
+        stream_created_at=stream_created_at,
+        sequence=sent.sequence,
+        duplicate=sent.duplicate,
+        **content,
+    )
+
+
+def promote_due(*, limit: int, using: str) -> int:
+    """Move scheduled rows that are due to the outbox, in the order they were due; returns how many."""
+    connection = connections[using]
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute(_PROMOTE, [limit])
+            return int(cursor.rowcount)
+    if not _due(using).exists():
+        return 0  # an idle look takes no write lock
+    with transaction.atomic(using=using):
+        rows = list(_due(using).order_by("due_at", "id")[:limit])
+        Scheduled.objects.using(using).filter(id__in=[row.pk for row in rows]).delete()
+        Outbox.objects.using(using).bulk_create(
+            [Outbox(**{name: getattr(row, name) for name in (*_CONTENT, "created_at")}) for row in rows]
+        )
+    return len(rows)
+
+
+def _due(using: str):  # type: ignore[no-untyped-def]
+    return Scheduled.objects.using(using).filter(due_at__lte=WallClock())
+
+
+def move(ids: Iterable[int], to: OutboxState, *, code: str = "", error: str = "", using: str) -> int:
+    """Take ready rows out of the hot index: parked, held or refused, with the reason. Returns how many moved."""
+    return (
+        Outbox.objects.using(using)
+        .filter(id__in=list(ids), state=OutboxState.READY)
+        .update(state=to, error_code=code[:32], error=error, state_at=WallClock())
+    )
+
+
+def blocked(state: OutboxState, buckets: Collection[int], *, using: str) -> set[tuple[str, str]]:
+    """The (subject, key) pairs that have rows in ``state``: what a relay must know when it takes buckets over."""
+    rows = Outbox.objects.using(using).filter(state=state, bucket__in=buckets)
+    return set(rows.values_list("subject", "key").distinct())
+
+
+def first_parked(subject: str, buckets: Collection[int], *, using: str) -> OutboxRecord | None:
+    """The oldest parked row of a subject: what a relay tries before it lets the others follow."""
+    rows = Outbox.objects.using(using).filter(state=OutboxState.PARKED, subject=subject, bucket__in=buckets)
+    row = rows.order_by("id").values_list(*_RECORD).first()
+    return None if row is None else _record(row)
+
+
+def unpark(subject: str, buckets: Collection[int], *, using: str) -> int:
+    """Make a subject's parked rows ready again."""
+    rows = Outbox.objects.using(using).filter(state=OutboxState.PARKED, subject=subject, bucket__in=buckets)
+    return rows.update(state=OutboxState.READY, error_code="", error="", state_at=WallClock())
+
+
+def release_held(subject: str, key: str, *, using: str) -> bool:
+    """Make the followers of a key ready again; ``False`` while one of its rows is still refused."""
+    rows = Outbox.objects.using(using).filter(subject=subject, key=key)
+    if rows.filter(state=OutboxState.REFUSED).exists():
+        return False
+    rows.filter(state=OutboxState.HELD).update(state=OutboxState.READY, state_at=WallClock())
+    return True
+
+
+def has_work(*, using: str) -> bool:
+    """Whether any row, of any bucket, is ready or due. Future rows do not count."""
+    return Outbox.objects.using(using).filter(state=OutboxState.READY).exists() or _due(using).exists()
+
+
+def left(*, using: str) -> int:
+    """Rows that should have gone by now and have not: everything in the outbox, and what is due."""
+    return Outbox.objects.using(using).count() + _due(using).count()

@@ -1,0 +1,112 @@
+"""A relay process: what it is made of, and the order in which it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+import jetbridge
+from jetbridge.conf import Settings
+from jetbridge.errors import BrokerUnreachable
+from jetbridge.jetstream.connection import Connection
+from jetbridge.jetstream.options import options_for
+from jetbridge.jetstream.publisher import WindowPublisher
+from jetbridge.leases.heartbeat import Heartbeat
+from jetbridge.leases.holder import LeaseHolder
+from jetbridge.outbox import store
+from jetbridge.relay.relay import LEASE_NAMES, Relay, Totals
+from jetbridge.runtime.process import Until, quietly, run_until
+from jetbridge.runtime.service import Loop
+from jetbridge.runtime.supervisor import process_id
+from jetbridge.runtime.threads import Threads
+
+logger = logging.getLogger("jetbridge.relay")
+FIRST_CONNECT_S = 10.0
+END_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelayReport:
+    """What a relay did, and what is left in the outbox."""
+
+    totals: Totals
+    left: int
+    finished: bool
+
+
+async def run_relay(
+    settings: Settings,
+    *,
+    using: str,
+    stop: asyncio.Event,
+    until_empty: bool = False,
+    timeout_s: float | None = None,
+) -> RelayReport:
+    """
+    Relay until stopped, or until nothing is ready or due.
+
+    Raises:
+        BrokerUnreachable: A one-shot run found no server within ten seconds; a lasting one waits instead.
+    """
+    connection = Connection(options_for(settings, "relay"))
+    await connection.start()
+    pages, leases = Threads("relay", 1), Threads("leases", 1)
+    try:
+        if until_empty and not await connection.ready(min(FIRST_CONNECT_S, timeout_s or FIRST_CONNECT_S)):
+            raise BrokerUnreachable(connection.denied or connection.last_error or "No NATS server answered.")
+        return await _run(settings, using, stop, until_empty, timeout_s, connection, pages, leases)
+    finally:
+        await connection.close()
+        pages.close(wait=False)
+        leases.close(wait=False)
+
+
+async def _run(
+    settings: Settings,
+    using: str,
+    stop: asyncio.Event,
+    until_empty: bool,
+    timeout_s: float | None,
+    connection: Connection,
+    pages: Threads,
+    leases: Threads,
+) -> RelayReport:
+    owner = process_id()
+    holder = LeaseHolder(
+        LEASE_NAMES,
+        owner=owner,
+        ttl_s=settings.lease_s,
+        threads=leases,
+        using=using,
+        working=lambda: connection.is_connected,
+    )
+    publisher = WindowPublisher(connection, window=settings.window)
+    relay = Relay(
+        settings, using=using, connection=connection, publisher=publisher, holder=holder, threads=pages
+    )
+    beat = Heartbeat(
+        owner,
+        role="relay",
+        version=jetbridge.__version__,
+        info=lambda: {"buckets": len(holder.held()), "published": relay.totals.published},
+        threads=leases,
+        using=using,
+    )
+    work = Loop("relay", relay.tick)
+    upkeep = [Loop("relay leases", holder.tick), Loop("relay heartbeat", beat.tick)]
+    tasks = [asyncio.create_task(loop.run()) for loop in (work, *upkeep)]
+    finished = await run_until(
+        stop, Until(empty=relay.is_empty, timeout_s=timeout_s) if until_empty else None
+    )
+    # The page under way is finished while its leases are still renewed.
+    work.stop()
+    await asyncio.wait(tasks[:1], timeout=settings.publish_timeout_s + END_S)
+    for loop in upkeep:
+        loop.stop()
+    await asyncio.wait(tasks, timeout=END_S)
+    await quietly("closing the publisher", publisher.close(), timeout_s=END_S)
+    await quietly("handing the leases back", holder.release(), timeout_s=END_S)
+    await quietly("signing off", beat.end(), timeout_s=END_S)
+    left = await pages.run(store.left, using=using) if until_empty else 0
+    return RelayReport(totals=relay.totals, left=left, finished=finished)

@@ -1,0 +1,253 @@
+"""
+The relay: ready rows of the buckets it holds, to the stream, to the archive.
+
+Loop over pages: read, publish, settle. A crash between any two steps sends a page again, and the same
+message ids make that harmless. What the stream refuses is taken out of the way by kind: an outage
+touches no row, a subject in trouble parks, a faulty message is refused with the reason.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from jetbridge import signals
+from jetbridge.conf import Settings
+from jetbridge.jetstream.connection import Connection
+from jetbridge.jetstream.publisher import WindowPublisher
+from jetbridge.leases.holder import LeaseHolder
+from jetbridge.models import OutboxState
+from jetbridge.outbox import store
+from jetbridge.outbox.records import OutboxRecord, Settled
+from jetbridge.partition import BUCKETS
+from jetbridge.relay import sorting
+from jetbridge.relay.sorting import Verdicts
+from jetbridge.relay.stream_info import created_at
+from jetbridge.runtime.threads import Threads
+
+logger = logging.getLogger("jetbridge.relay")
+
+LEASE_NAMES = tuple(f"relay/{number:02d}" for number in range(BUCKETS))
+OUTAGE_BACKOFF_S = (0.05, 2.0)
+PROMOTE_EVERY_S = 0.1
+RELEASE_EVERY_S = 1.0
+MIN_PAGE_S = 0.05
+TTL_SINCE = (2, 11, 0)
+
+
+@dataclass(slots=True, kw_only=True)
+class Totals:
+    """What a relay has done since it started; one-shot runs print it."""
+
+    published: int = 0
+    duplicates: int = 0
+    refused: int = 0
+    parked: int = 0
+
+
+class Relay:
+    """
+    One alias's outbox to one stream.
+
+    Args:
+        threads: Runs the statements, one at a time.
+        holder: Says which buckets are ours at this moment.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        using: str,
+        connection: Connection,
+        publisher: WindowPublisher,
+        holder: LeaseHolder,
+        threads: Threads,
+    ) -> None:
+        self.totals = Totals()
+        self._settings = settings
+        self._using = using
+        self._connection = connection
+        self._publisher = publisher
+        self._holder = holder
+        self._threads = threads
+        self._buckets: frozenset[int] = frozenset()
+        self._parked: dict[str, float] = {}
+        self._refused: set[tuple[str, str]] = set()
+        self._next_promote = self._next_release = 0.0
+        self._failures = 0
+        self._stream_created_at: datetime | None = None
+        self._epoch = 0
+
+    async def tick(self) -> float:
+        """One page; returns seconds to sleep."""
+        held = self._holder.held()
+        if not held:
+            return 0.1
+        if not self._connection.is_connected:
+            await self._connection.ready(1.0)
+            return 0.0
+        await self._take_over(held)
+        await self._learn_stream()
+        await self._promote()
+        await self._try_parked()
+        await self._release_held()
+        return await self._page()
+
+    async def is_empty(self) -> bool:
+        """Whether nothing is ready or due in any bucket, ours or not."""
+        return not await self._threads.run(store.has_work, using=self._using)
+
+    async def _page(self) -> float:
+        limit = self._settings.page_size
+        records = await self._threads.run(store.page, self._buckets, limit=limit, using=self._using)
+        if not records:
+            return self._settings.poll_interval_s
+        page = sorting.sort(records, parked=self._parked.keys(), refused=self._refused)
+        await self._set_aside(page.park, OutboxState.PARKED, "parked", "Its subject is parked.")
+        await self._set_aside(page.hold, OutboxState.HELD, "held", "An older event of its key is refused.")
+        if not page.send:
+            return 0.0
+        deadline_s = min(self._settings.publish_timeout_s, self._holder.remaining_s())
+        if deadline_s < MIN_PAGE_S:
+            return MIN_PAGE_S
+        verdicts = await self._publish(page.send, deadline_s)
+        await self._apply(verdicts)
+        return self._pause(verdicts)
+
+    async def _publish(self, records: Sequence[OutboxRecord], deadline_s: float) -> Verdicts:
+        message_ttl = self._connection.server_version >= TTL_SINCE
+        messages = [
+            sorting.outgoing(record, self._settings.destinations, message_ttl=message_ttl)
+            for record in records
+        ]
+        results = await self._publisher.publish(messages, deadline_s=deadline_s)
+        return sorting.judge(
+            records,
+            results,
+            stream=self._settings.stream,
+            hold_key=self._settings.on_refused == "hold_key",
+        )
+
+    async def _apply(self, verdicts: Verdicts) -> None:
+        if verdicts.stored:
+            await self._threads.run(self._settle, verdicts.stored)
+        for subject, (records, refusal) in verdicts.parked.items():
+            logger.error(
+                "Parking %s: %s. Its events wait, the others flow; trying again every %g s.",
+                subject,
+                refusal.description,
+                self._settings.park_retry_s,
+            )
+            self._parked[subject] = time.monotonic() + self._settings.park_retry_s
+            await self._set_aside(records, OutboxState.PARKED, sorting.code_of(refusal), refusal.description)
+        for record, refusal in verdicts.refused:
+            logger.error("Refused: outbox row %d to %s: %s.", record.id, record.subject, refusal.description)
+            self.totals.refused += 1
+            await self._set_aside(
+                [record], OutboxState.REFUSED, sorting.code_of(refusal), refusal.description
+            )
+            if record.key and self._settings.on_refused == "hold_key":
+                self._refused.add((record.subject, record.key))
+        await self._set_aside(
+            verdicts.followers, OutboxState.HELD, "held", "An older event of its key is refused."
+        )
+
+    def _settle(self, stored: Sequence[Settled]) -> None:
+        """On a thread: from the ack to the archive, with the signals at both ends."""
+        ids = [row.id for row in stored]
+        signals.send(signals.publish_acked, using=self._using, ids=ids)
+        store.settle(stored, stream_created_at=self._stream_created_at, using=self._using)
+        signals.send(signals.outbox_settled, using=self._using, ids=ids)
+        self.totals.published += len(stored)
+        self.totals.duplicates += sum(row.duplicate for row in stored)
+
+    async def _set_aside(
+        self, records: Sequence[OutboxRecord], to: OutboxState, code: str, error: str
+    ) -> None:
+        if not records:
+            return
+        ids = [record.id for record in records]
+        moved = await self._threads.run(store.move, ids, to, code=code, error=error, using=self._using)
+        if to is OutboxState.PARKED:
+            self.totals.parked += moved
+
+    def _pause(self, verdicts: Verdicts) -> float:
+        """An outage backs off and touches nothing; otherwise the next page follows at once."""
+        if not verdicts.outage:
+            if self._failures:
+                logger.info("Publishing works again.")
+            self._failures = 0
+            return 0.0
+        self._failures += 1
+        if self._failures in (1, 10, 100) or self._failures % 1000 == 0:
+            logger.warning("Publishing does not work (%s); the events wait.", verdicts.outage)
+        if verdicts.stored:
+            return OUTAGE_BACKOFF_S[0]
+        return min(OUTAGE_BACKOFF_S[1], OUTAGE_BACKOFF_S[0] * 2 ** min(self._failures, 8))
+
+    async def _take_over(self, held: frozenset[str]) -> None:
+        """Know what is parked and refused in new buckets before the first of their rows is sent."""
+        buckets = frozenset(int(name.rpartition("/")[2]) for name in held)
+        gained = buckets - self._buckets
+        if gained:
+            parked = await self._threads.run(store.blocked, OutboxState.PARKED, gained, using=self._using)
+            self._parked |= {subject: 0.0 for subject, _ in parked if subject not in self._parked}
+            held_keys = await self._threads.run(store.blocked, OutboxState.HELD, gained, using=self._using)
+            self._refused |= held_keys
+            if self._settings.on_refused == "hold_key":
+                refused = await self._threads.run(
+                    store.blocked, OutboxState.REFUSED, gained, using=self._using
+                )
+                self._refused |= {lane for lane in refused if lane[1]}
+        self._buckets = buckets
+
+    async def _learn_stream(self) -> None:
+        """Once per connection: whether the stream is still the one the archive knows."""
+        if self._settings.read_stream_info and self._epoch != self._connection.epoch:
+            self._epoch = self._connection.epoch
+            self._stream_created_at = await created_at(self._connection, self._settings.stream)
+
+    async def _promote(self) -> None:
+        """Whoever holds bucket 0 moves due rows for all, so that they get their ids in the order they are due."""
+        now = time.monotonic()
+        if 0 in self._buckets and now >= self._next_promote:
+            limit = self._settings.page_size
+            moved = await self._threads.run(store.promote_due, limit=limit, using=self._using)
+            self._next_promote = now + (0.0 if moved == limit else PROMOTE_EVERY_S)
+
+    async def _try_parked(self) -> None:
+        now = time.monotonic()
+        for subject in [subject for subject, due in self._parked.items() if due <= now]:
+            if await self._is_passable(subject):
+                del self._parked[subject]
+                moved = await self._threads.run(store.unpark, subject, self._buckets, using=self._using)
+                logger.info("%s works again; %d events follow.", subject, moved)
+            else:
+                self._parked[subject] = time.monotonic() + self._settings.park_retry_s
+
+    async def _is_passable(self, subject: str) -> bool:
+        """Try the oldest parked row of a subject; it is settled if the stream takes it."""
+        first = await self._threads.run(store.first_parked, subject, self._buckets, using=self._using)
+        if first is None:
+            return True
+        verdicts = await self._publish(
+            [first], min(self._settings.publish_timeout_s, self._holder.remaining_s())
+        )
+        if verdicts.stored:
+            await self._threads.run(self._settle, verdicts.stored)
+        # Refused for its own fault: the subject takes messages, and the page will refuse this one by name.
+        return bool(verdicts.stored or verdicts.refused)
+
+    async def _release_held(self) -> None:
+        """Let the followers of a key go on once no row of it is refused any more."""
+        now = time.monotonic()
+        if not self._refused or now < self._next_release:
+            return
+        self._next_release = now + RELEASE_EVERY_S
+        for subject, key in list(self._refused):
+            if await self._threads.run(store.release_held, subject, key, using=self._using):
+                self._refused.discard((subject, key))

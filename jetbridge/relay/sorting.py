@@ -1,0 +1,147 @@
+"""
+What may go now, and what the stream's answers mean for the rows. Pure decisions of the relay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from jetbridge import partition, topology
+from jetbridge.conf import Destination
+from jetbridge.envelope import wire_headers
+from jetbridge.jetstream.classify import Fault, classify
+from jetbridge.jetstream.results import NoAnswer, NotSent, Outgoing, Refused, Result, Stored
+from jetbridge.outbox.records import OutboxRecord, Settled
+
+Lane = tuple[str, str]
+NATS_TTL = "Nats-TTL"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sorted:
+    """A page, split: ``send`` goes out, the others wait for something and leave the hot index."""
+
+    send: Sequence[OutboxRecord]
+    park: Sequence[OutboxRecord]
+    hold: Sequence[OutboxRecord]
+
+
+def sort(records: Sequence[OutboxRecord], *, parked: Collection[str], refused: Collection[Lane]) -> Sorted:
+    """
+    Args:
+        parked: Subjects without room or stream.
+        refused: (subject, key) pairs with a refused row that their followers wait for.
+    """
+    send, park, hold = [], [], []
+    for record in records:
+        if record.subject in parked:
+            park.append(record)
+        elif record.key and (record.subject, record.key) in refused:
+            hold.append(record)
+        else:
+            send.append(record)
+    return Sorted(send=send, park=park, hold=hold)
+
+
+def outgoing(
+    record: OutboxRecord, destinations: Mapping[str, Destination], *, message_ttl: bool = True
+) -> Outgoing:
+    """
+    A row as a message. Its partition is decided here, at the last moment, so that a changed count
+    also holds for rows that already wait.
+    """
+    destination = destinations.get(record.destination)
+    subject = record.subject
+    if destination is not None and destination.partitions > 1:
+        number = partition.partition(record.key or record.event_id, destination.partitions)
+        subject = topology.subject(subject.split(".", 1)[0], destination.name, number)
+    headers = record.headers
+    if not message_ttl and NATS_TTL in headers:
+        headers = {name: value for name, value in headers.items() if name != NATS_TTL}
+    return Outgoing(
+        subject=subject,
+        headers=wire_headers(record.message_id, headers),
+        body=record.body,
+        lane=(record.subject, record.key) if record.key else None,
+    )
+
+
+@dataclass(slots=True, kw_only=True)
+class Verdicts:
+    """
+    What follows from a page's answers.
+
+    Attributes:
+        stored: To settle.
+        parked: Subject → the rows and the reason.
+        refused: Rows that can never be stored as they are, with the reason.
+        followers: Rows of a refused row's key that must not overtake it.
+        outage: Why some rows were not stored and are left as they are; ``""`` if none.
+    """
+
+    stored: list[Settled] = field(default_factory=list)
+    parked: dict[str, tuple[list[OutboxRecord], Refused]] = field(default_factory=dict)
+    refused: list[tuple[OutboxRecord, Refused]] = field(default_factory=list)
+    followers: list[OutboxRecord] = field(default_factory=list)
+    outage: str = ""
+
+
+WRONG_STREAM = "wrong_stream"
+
+
+def judge(
+    records: Sequence[OutboxRecord], results: Sequence[Result], *, stream: str, hold_key: bool
+) -> Verdicts:
+    """
+    Args:
+        stream: Where the rows belong; an answer from another stream parks the subject.
+        hold_key: Whether followers of a refused row wait for it.
+    """
+    verdicts = Verdicts()
+    anything_stored = any(isinstance(result, Stored) for result in results)
+    refused_lanes: set[Lane] = set()
+    for record, result in zip(records, results, strict=True):
+        match result:
+            case Stored() if result.stream == stream:
+                verdicts.stored.append(Settled(record.id, result.stream, result.sequence, result.duplicate))
+            case Stored():
+                other = Refused(0, 0, f"stored by the stream {result.stream!r} instead of {stream!r}")
+                _park(verdicts, record, other)
+            case Refused():
+                _refused(verdicts, record, result, anything_stored, refused_lanes)
+            case NotSent() if (record.subject, record.key) in refused_lanes and hold_key:
+                verdicts.followers.append(record)
+            case NotSent() if record.subject in verdicts.parked:
+                verdicts.parked[record.subject][0].append(record)
+            case NotSent() if (record.subject, record.key) in refused_lanes:
+                pass
+            case NoAnswer() | NotSent():
+                verdicts.outage = verdicts.outage or result.reason
+    return verdicts
+
+
+def _refused(
+    verdicts: Verdicts, record: OutboxRecord, refusal: Refused, anything_stored: bool, lanes: set[Lane]
+) -> None:
+    match classify(refusal):
+        case Fault.MESSAGE:
+            verdicts.refused.append((record, refusal))
+            if record.key:
+                lanes.add((record.subject, record.key))
+        case Fault.SUBJECT if refusal.err_code or anything_stored:
+            _park(verdicts, record, refusal)
+        case Fault.SUBJECT | Fault.OUTAGE:
+            # 503 for everything is a stream without leader, or no stream at all: the same wait for all.
+            verdicts.outage = verdicts.outage or refusal.description
+
+
+def _park(verdicts: Verdicts, record: OutboxRecord, refusal: Refused) -> None:
+    verdicts.parked.setdefault(record.subject, ([], refusal))[0].append(record)
+
+
+def code_of(refusal: Refused) -> str:
+    """The reason as it stands in the row: JetStream's number, else the status."""
+    if refusal.err_code:
+        return str(refusal.err_code)
+    return str(refusal.code) if refusal.code else WRONG_STREAM

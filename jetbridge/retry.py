@@ -1,0 +1,134 @@
+"""
+What a failure means: again, later, never, or nobody's fault. Pure decisions, tested by table.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from django.db import DatabaseError, InterfaceError, OperationalError
+
+from jetbridge.errors import MalformedMessage, Reject, Retry, Snooze
+
+ErrorClasses: TypeAlias = tuple[type[BaseException], ...]
+
+REASON_REJECTED: Final = "rejected"
+REASON_UNRECOVERABLE: Final = "unrecoverable"
+REASON_EXHAUSTED: Final = "max_deliver_exceeded"
+REASON_MALFORMED: Final = "malformed_json"
+REASON_UNKNOWN: Final = "unknown_event"
+
+OUTAGE_DELAY_S: Final = 1.0
+_OUTAGE_SQLSTATES: Final = ("08", "53", "57P", "58", "25006", "40001", "40P01", "55P03", "55006")
+_OUTAGE_SQLITE: Final = ("locked", "busy", "disk i/o", "unable to open", "disk is full", "readonly")
+_OUTAGE_MYSQL: Final = frozenset({1040, 1205, 1213, 1290, 2002, 2003, 2006, 2013, 2055})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """
+    How often and when a handler is tried again.
+
+    Attributes:
+        max_attempts: The attempt with this number is the last.
+        backoff: Seconds before the 2nd, 3rd, … attempt; the last value repeats.
+        permanent: Exceptions that dead-letter at once.
+        transient: Exceptions that spend no attempt.
+    """
+
+    max_attempts: int
+    backoff: Sequence[float]
+    permanent: ErrorClasses = ()
+    transient: ErrorClasses = ()
+
+    def delay_s(self, attempt: int, rng: random.Random) -> float:
+        """Seconds to wait after failed attempt number ``attempt``: half fixed, half random."""
+        full = self.backoff[min(attempt, len(self.backoff)) - 1]
+        return full * (0.5 + 0.5 * rng.random())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Again:
+    """Try again after ``delay_s``; ``spends`` tells whether an attempt is used up."""
+
+    delay_s: float
+    spends: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GiveUp:
+    """Dead letter; ``reason`` is one of the words on the wire."""
+
+    reason: str
+
+
+def decide(error: BaseException, attempt: int, policy: RetryPolicy, rng: random.Random) -> Again | GiveUp:
+    """
+    What follows from a failed attempt.
+
+    Args:
+        error: What the handler raised, or the database at its commit.
+        attempt: Number of the attempt that failed, from 1.
+        policy: The handler's.
+        rng: Source of the jitter.
+    """
+    match error:
+        case Snooze():
+            return Again(delay_s=error.delay, spends=False)
+        case Reject():
+            return GiveUp(reason=REASON_REJECTED)
+        case MalformedMessage():
+            return GiveUp(reason=REASON_MALFORMED)
+    if isinstance(error, policy.permanent):
+        return GiveUp(reason=REASON_UNRECOVERABLE)
+    if isinstance(error, policy.transient) or is_outage(error):
+        return Again(delay_s=max(OUTAGE_DELAY_S, policy.delay_s(1, rng)), spends=False)
+    if attempt >= policy.max_attempts:
+        return GiveUp(reason=REASON_EXHAUSTED)
+    delay = (
+        error.delay if isinstance(error, Retry) and error.delay is not None else policy.delay_s(attempt, rng)
+    )
+    return Again(delay_s=delay, spends=True)
+
+
+def is_outage(error: BaseException) -> bool:
+    """
+    Whether a database error is the database's state and not the handler's fault.
+
+    By SQLSTATE where there is one (connection 08, resources 53, shutdown 57P, system 58, read-only,
+    serialization, deadlock, lock not available). SQLite says "no such table" and "database is locked"
+    with the same class, so there the text decides.
+    """
+    if isinstance(error, InterfaceError):
+        return True
+    if not isinstance(error, DatabaseError):
+        return False
+    sqlstates = [state for state in map(_sqlstate, _causes(error)) if state]
+    if sqlstates:
+        return any(state.startswith(_OUTAGE_SQLSTATES) for state in sqlstates)
+    if not isinstance(error, OperationalError):
+        return False
+    if error.args and isinstance(error.args[0], int):
+        return error.args[0] in _OUTAGE_MYSQL
+    text = str(error).lower()
+    return any(word in text for word in _OUTAGE_SQLITE) or _lost_without_sqlstate(error)
+
+
+def _lost_without_sqlstate(error: BaseException) -> bool:
+    """psycopg reports a refused or broken connection as OperationalError with no SQLSTATE."""
+    return any(type(cause).__module__.startswith("psycopg") for cause in _causes(error))
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__
+
+
+def _sqlstate(error: BaseException) -> str:
+    state = getattr(error, "sqlstate", None)
+    return state if isinstance(state, str) else ""

@@ -1,0 +1,102 @@
+"""
+The only crossing between the event loop and threads.
+
+The loop owns NATS, threads own Django. A :class:`Threads` pool runs plain functions that use the
+database; it keeps each thread's connections for as long as they work and replaces them when they do
+not. Handlers that are coroutines run on their worker thread through asgiref, so that their queries
+stay inside the thread's transaction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+from asgiref.sync import async_to_sync, sync_to_async
+from django.db import DatabaseError, InterfaceError, connections
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Threads:
+    """
+    ``size`` threads with database connections of their own.
+
+    Args:
+        name: Prefix of the threads' names.
+        size: Number of threads, and so of connections per alias in use.
+        prepare: Called once per thread and connection, before its first job, to set session options.
+    """
+
+    def __init__(self, name: str, size: int) -> None:
+        self.size = size
+        self._pool = ThreadPoolExecutor(max_workers=size, thread_name_prefix=f"jetbridge-{name}")
+
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """
+        Run ``function`` in a thread and return its result; context variables go along.
+
+        A cancelled caller does not stop the thread: what it began, it finishes.
+        """
+        context = contextvars.copy_context()
+
+        def job() -> T:
+            return context.run(_with_connections, function, *args, **kwargs)
+
+        return await asyncio.get_running_loop().run_in_executor(self._pool, job)
+
+    def close(self, *, wait: bool = True) -> None:
+        """Close every thread's connections and end the threads; with ``wait=False`` running ones are left behind."""
+        for _ in range(self.size):
+            try:
+                self._pool.submit(connections.close_all)
+            except RuntimeError:
+                break
+        self._pool.shutdown(wait=wait)
+
+
+def _with_connections(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    _replace_broken_connections()
+    try:
+        return function(*args, **kwargs)
+    except (DatabaseError, InterfaceError):
+        _replace_broken_connections()
+        raise
+
+
+def _replace_broken_connections() -> None:
+    """
+    Close connections that an error has broken, so that the next query opens a new one.
+
+    Not ``close_old_connections()``: with the default CONN_MAX_AGE of 0 that would open a connection
+    per message. A thread left inside ``atomic`` by a bug is cleaned up, too.
+    """
+    for connection in connections.all(initialized_only=True):
+        if connection.connection is None:
+            continue
+        if connection.in_atomic_block:
+            connection.close()
+            continue
+        if connection.errors_occurred:
+            if connection.is_usable():
+                connection.errors_occurred = False
+            else:
+                connection.close()
+
+
+def to_async(function: Callable[P, T]) -> Callable[P, Awaitable[T]]:
+    """``function`` as a coroutine function that runs in the thread of the surrounding sync code, if there is one."""
+    return sync_to_async(function, thread_sensitive=True)
+
+
+def to_sync(function: Callable[P, Awaitable[T]]) -> Callable[P, T]:
+    """
+    A coroutine function as a plain one, run on this thread.
+
+    Never ``asyncio.run``: the handler's ORM calls would then leave this thread and its transaction.
+    """
+    return async_to_sync(function)

@@ -1,0 +1,1 @@
+"""Two small services, orders and billing, that face each other: for the demo, the tests and to read."""

@@ -1,0 +1,632 @@
+"""The pull loop against a real nats-server: credit, restarts, missing consumers, stopping under load."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import asynccontextmanager
+
+import pytest
+
+from jetbridge.jetstream import acks
+from jetbridge.jetstream.incoming import Incoming, read_reply
+from jetbridge.jetstream.publisher import Stored, WindowPublisher
+from jetbridge.jetstream.pulls import Pulls, Reaction, allowed_batch, react
+from tests.broker.lab import (
+    ack_pending,
+    connected,
+    make_durable,
+    make_stream,
+    message,
+    pulling,
+    stored,
+    unique,
+)
+from tests.waiting import aeventually
+
+
+class Sink:
+    """Collects deliveries; ``free`` slots are given back by hand or, with ``auto``, at once with an ack."""
+
+    def __init__(self, connection, *, free: int = 1_000_000, auto: bool = False) -> None:
+        self.connection = connection
+        self.free = free
+        self.auto = auto
+        self.got: list[Incoming] = []
+
+    def credit(self) -> int:
+        return self.free
+
+    def deliver(self, incoming: Incoming) -> None:
+        self.got.append(incoming)
+        if self.auto:
+            self.connection.send(incoming.reply, b"+ACK")
+        else:
+            self.free -= 1
+
+    @property
+    def bodies(self) -> list[bytes]:
+        return [incoming.body for incoming in self.got]
+
+
+@asynccontextmanager
+async def queue(server, *, messages: int = 0, **durable: object):
+    """A connection, a fresh stream with its durable ``w``, and a publisher."""
+    async with connected(server.url) as connection:
+        s = unique("q")
+        await make_stream(connection, s)
+        await make_durable(connection, s, **durable)
+        publisher = WindowPublisher(connection)
+        await put(publisher, s, messages)
+        yield connection, s, publisher
+
+
+async def put(publisher: WindowPublisher, stream: str, count: int) -> None:
+    results = await publisher.publish([message(f"{stream}.a", str(n)) for n in range(count)], deadline_s=10)
+    assert all(isinstance(result, Stored) for result in results), results[:3]
+
+
+# --- deliveries ------------------------------------------------------------------------------------
+
+
+def test_a_delivery_carries_all_that_the_reply_subject_says(nats_server):
+    async def scenario() -> None:
+        async with queue(nats_server) as (connection, s, publisher):
+            headers = {"nats-msg-id": "e1", "X-Odd": "ü: a, b"}
+            page = [message(f"{s}.a", "first", id="e1:b", **headers), message(f"{s}.a", b"")]
+            before = time.time_ns()
+            await publisher.publish(page, deadline_s=5)
+            sink = Sink(connection)
+            async with pulling(connection, s, sink.deliver, credit=sink.credit):
+                await aeventually(lambda: len(sink.got) == 2)
+            one, two = sink.got
+            assert one.headers == {"Nats-Msg-Id": "e1:b", **headers}
+            assert (one.subject, one.body, one.stream, one.consumer) == (f"{s}.a", b"first", s, "w")
+            assert (one.sequence, one.consumer_sequence, one.delivered, one.pending) == (1, 1, 1, 1)
+            assert before <= one.stored_ns <= time.time_ns()
+            assert (two.headers, two.body, two.sequence, two.pending) == ({}, b"", 2, 0)
+
+    asyncio.run(scenario())
+
+
+def test_a_message_whose_headers_pretend_to_be_a_status_is_a_message(nats_server):
+    """A foreign producer may store ``NATS/1.0 503``: taken for a status it would stall the durable for good."""
+
+    async def scenario() -> None:
+        async with queue(nats_server) as (connection, s, _):
+            block = b"NATS/1.0 503 No Responders\r\nX: y\r\n\r\n"
+            connection.push(b"HPUB %b.a %d %d\r\n%b\r\n" % (s.encode(), len(block), len(block), block))
+            sink = Sink(connection, auto=True)
+            async with pulling(connection, s, sink.deliver, credit=sink.credit) as puller:
+                await aeventually(lambda: len(sink.got) == 1)
+                assert not puller.missing
+            assert sink.got[0].headers["X"] == "y"
+
+    asyncio.run(scenario())
+
+
+def test_a_handler_that_raises_does_not_stop_the_loop(nats_server):
+    async def scenario() -> None:
+        async with queue(nats_server, messages=3) as (connection, s, _):
+            sink = Sink(connection, auto=True)
+            raised: list[bytes] = []
+
+            def deliver(incoming: Incoming) -> None:
+                if incoming.body == b"1" and not raised:
+                    raised.append(incoming.body)
+                    raise RuntimeError("no room")
+                sink.deliver(incoming)
+
+            async with pulling(connection, s, deliver, credit=sink.credit):
+                await aeventually(lambda: sink.bodies == [b"0", b"2", b"1"])
+            assert sink.got[-1].delivered == 2
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("reply", "stream", "consumer", "numbers"),
+    [
+        ("$JS.ACK.S.w.2.10.11.1700000000000000000.5", "S", "w", (2, 10, 11, 1700000000000000000, 5)),
+        ("$JS.ACK._.hash.S.w.2.10.11.1700000000000000000.5", "S", "w", (2, 10, 11, 1700000000000000000, 5)),
+        ("$JS.ACK.hub.hash.S.w.2.10.11.17.5.token", "S", "w", (2, 10, 11, 17, 5)),
+    ],
+)
+def test_both_formats_of_the_reply_subject_are_read(reply, stream, consumer, numbers):
+    info = read_reply(reply)
+    assert (info.stream, info.consumer) == (stream, consumer)
+    assert (
+        info.delivered,
+        info.sequence,
+        info.consumer_sequence,
+        info.stored_ns,
+        info.pending,
+    ) == numbers
+
+
+@pytest.mark.parametrize(
+    "reply", ["", "_INBOX.x", "$JS.ACK.S.w.1.1.1.1", "$JS.ACK.S.w.1.1.1.1.1.1", "$JS.ACK.S.w.a.b.c.d.e"]
+)
+def test_another_reply_subject_is_an_error_that_names_it(reply):
+    with pytest.raises(ValueError):
+        read_reply(reply)
+
+
+def test_the_second_reply_format_works_end_to_end(make_nats_server):
+    """Servers can be switched to the longer ack subject; a client that knows one format acks nothing."""
+
+    async def scenario() -> None:
+        server = make_nats_server("feature_flags { js_ack_fc_v2: true }")
+        async with queue(server, messages=5) as (connection, s, _):
+            sink = Sink(connection, auto=True)
+            async with pulling(connection, s, sink.deliver, credit=sink.credit):
+                await aeventually(lambda: len(sink.got) == 5)
+                assert len(sink.got[0].reply.split(".")) > 9
+                assert (sink.got[0].stream, sink.got[0].sequence) == (s, 1)
+                await aeventually(lambda: _left(connection, s, 0))
+
+    asyncio.run(scenario())
+
+
+async def _left(connection, stream: str, count: int) -> bool:
+    return await stored(connection, stream) == count
+
+
+# --- acks ------------------------------------------------------------------------------------------
+
+
+def test_ack_nak_term_and_in_progress_do_what_they_say(nats_server):
+    async def scenario() -> None:
+        async with queue(nats_server, messages=4, ack_wait=700_000_000) as (connection, s, _):
+            sink = Sink(connection)
+            async with pulling(connection, s, sink.deliver, credit=sink.credit):
+                await aeventually(lambda: len(sink.got) == 4)
+                done, again, gone, held = sink.got
+                started = time.monotonic()
+                assert await acks.ack(connection, done.reply)
+                assert await acks.nak(connection, again.reply, 0.3)
+                assert await acks.term(connection, gone.reply, "no\r\nuse — really")
+                await aeventually(lambda: len(sink.got) == 5 or None, interval_s=0.01)
+                took = time.monotonic() - started
+                assert 0.25 < took < 0.65
+                assert (sink.got[4].sequence, sink.got[4].delivered) == (again.sequence, 2)
+                await acks.ack(connection, sink.got[4].reply)
+                while time.monotonic() < started + 1.5:
+                    assert await acks.in_progress(connection, held.reply)
+                    await asyncio.sleep(0.1)
+                assert len(sink.got) == 5, "in_progress did not hold the message"
+                assert await stored(connection, s) == 1
+            assert await acks.ack(connection, "not a reply") is False
+
+    asyncio.run(scenario())
+
+
+def test_an_ack_without_a_connection_says_so_and_does_not_raise(make_nats_server):
+    async def scenario() -> None:
+        server = make_nats_server()
+        async with connected(server.url) as connection:
+            server.kill()
+            await aeventually(lambda: not connection.is_connected)
+            reply = "$JS.ACK.S.w.1.1.1.1.1"
+            assert not await acks.ack(connection, reply)
+            assert not await acks.nak(connection, reply, 1.0)
+            assert not await acks.term(connection, reply, "x")
+            assert not await acks.in_progress(connection, reply)
+
+    asyncio.run(scenario())
+
+
+# --- credit ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("free", "max_batch"), [(1, 256), (7, 3), (100, 16)])
+def test_it_never_holds_more_than_its_credit(nats_server, free, max_batch):
+    """Asked for plus handed over never exceeds the slots, while slots come and go."""
+
+    async def scenario() -> None:
+        async with queue(nats_server, messages=600) as (connection, s, _):
+            held: list[Incoming] = []
+            done = 0
+            most = 0
+
+            def deliver(incoming: Incoming) -> None:
+                nonlocal most
+                held.append(incoming)
+                most = max(most, len(held))
+
+            async with pulling(
+                connection, s, deliver, credit=lambda: free - len(held), max_batch=max_batch
+            ) as puller:
+
+                async def work() -> bool:
+                    nonlocal done
+                    assert puller.asked + len(held) <= free
+                    for _ in range(min(len(held), 3)):
+                        await acks.ack(connection, held.pop(0).reply)
+                        done += 1
+                        puller.wake()
+                        assert puller.asked + len(held) <= free
+                    return done == 600
+
+                await aeventually(work, interval_s=0.0005, timeout_s=30)
+            assert 0 < most <= free
+
+    asyncio.run(scenario())
+
+
+def test_without_credit_nothing_is_asked_and_wake_starts_it(nats_server):
+    """No lease, full, or a barrier: credit 0 means not a single pull, and no time lost afterwards."""
+
+    async def scenario() -> None:
+        async with queue(nats_server, messages=5) as (connection, s, _):
+            sink = Sink(connection, free=0)
+            async with pulling(connection, s, sink.deliver, credit=sink.credit, heartbeat_s=0.2) as puller:
+                await aeventually(lambda: puller.generation == 1)
+                await asyncio.sleep(0.8)  # longer than two heartbeats: silence that nobody promised to break
+                assert (puller.asked, sink.got, puller.generation) == (0, [], 1)
+                sink.free = 5
+                puller.wake()
+                await aeventually(lambda: len(sink.got) == 5, timeout_s=0.5)
+
+    asyncio.run(scenario())
+
+
+# --- trouble ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_a_restart_of_the_server_is_not_slept_through(make_nats_server, hard):
+    """nats-py's fetch() waits for the answer to a pull that died with the server: 12 s in an experiment."""
+
+    async def scenario() -> None:
+        server = make_nats_server()
+        async with queue(server) as (connection, s, publisher):
+            sink = Sink(connection, auto=True)
+            async with pulling(
+                connection, s, sink.deliver, credit=sink.credit, expires_s=30, heartbeat_s=10
+            ) as puller:
+                await aeventually(lambda: puller.asked > 0)
+                server.kill() if hard else server.stop()
+                await aeventually(lambda: not connection.is_connected)
+                server.start()
+                back = time.monotonic()
+                assert await connection.ready(5)
+                await put(publisher, s, 1)
+                await aeventually(lambda: sink.bodies == [b"0"])
+                assert time.monotonic() - back < 1.0
+                assert puller.generation == 2
+
+    asyncio.run(scenario())
+
+
+def test_a_frozen_durable_is_noticed_by_its_heartbeats(make_nats_server):
+    """Two heartbeats missed: a new inbox and a new pull, though the connection looks healthy."""
+
+    async def scenario() -> None:
+        server = make_nats_server()
+        async with queue(server) as (connection, s, publisher):
+            sink = Sink(connection, auto=True)
+            async with pulling(connection, s, sink.deliver, credit=sink.credit, heartbeat_s=0.2) as puller:
+                await aeventually(lambda: puller.asked > 0)
+                server.sigstop()
+                await aeventually(lambda: puller.generation >= 2, timeout_s=3)
+                assert connection.is_connected
+                server.sigcont()
+                await put(publisher, s, 3)
+                await aeventually(lambda: sink.bodies == [b"0", b"1", b"2"])
+
+    asyncio.run(scenario())
+
+
+def test_a_blocked_loop_is_not_taken_for_a_silent_server(nats_server):
+    """Whoever blocks the loop for two heartbeats must not cost the inbox with what is already on its way."""
+
+    async def scenario() -> None:
+        async with queue(nats_server) as (connection, s, publisher):
+            sink = Sink(connection, auto=True)
+            async with pulling(connection, s, sink.deliver, credit=sink.credit, heartbeat_s=0.2) as puller:
+                await aeventually(lambda: puller.asked > 0)
+                time.sleep(1.0)  # noqa: ASYNC251 - the accident itself
+                await asyncio.sleep(0.1)
+                assert puller.generation == 1
+                await put(publisher, s, 1)
+                await aeventually(lambda: sink.bodies == [b"0"])
+
+    asyncio.run(scenario())
+
+
+def test_a_deleted_consumer_is_reported_and_works_again_when_it_is_back(nats_server):
+    """nats-py's fetch() shows a deleted consumer as "no messages"."""
+
+    async def scenario() -> None:
+        async with queue(nats_server) as (connection, s, publisher):
+            sink = Sink(connection, auto=True)
+            async with pulling(connection, s, sink.deliver, credit=sink.credit, heartbeat_s=0.3) as puller:
+                await aeventually(lambda: puller.asked > 0)
+                assert not puller.missing
+                await connection.api(f"CONSUMER.DELETE.{s}.w")
+                await aeventually(lambda: puller.missing, timeout_s=2)
+                assert "no such consumer" in puller.trouble
+                await put(publisher, s, 2)
+                await make_durable(connection, s)
+                await aeventually(lambda: sink.bodies == [b"0", b"1"], timeout_s=3)
+                assert (puller.missing, puller.trouble) == (False, "")
+
+    asyncio.run(scenario())
+
+
+def test_a_consumer_that_was_never_there_is_waited_for(nats_server):
+    async def scenario() -> None:
+        async with connected(nats_server.url) as connection:
+            s = unique("q")
+            sink = Sink(connection, auto=True)
+            async with pulling(connection, s, sink.deliver, credit=sink.credit, heartbeat_s=0.3) as puller:
+                await aeventually(lambda: puller.missing, timeout_s=2)
+                await make_stream(connection, s)
+                await make_durable(connection, s)
+                await aeventually(lambda: not puller.missing, timeout_s=4)
+                await put(WindowPublisher(connection), s, 1)
+                await aeventually(lambda: sink.bodies == [b"0"])
+
+    asyncio.run(scenario())
+
+
+def test_a_pull_larger_than_the_durable_allows_is_made_smaller(nats_server):
+    """409 Exceeded MaxRequestBatch: an operator's limit must not stop the consumer for good."""
+
+    async def scenario() -> None:
+        async with queue(nats_server, messages=30, max_batch=10) as (connection, s, _):
+            sink = Sink(connection, auto=True)
+            async with pulling(connection, s, sink.deliver, credit=sink.credit) as puller:
+                await aeventually(lambda: len(sink.got) == 30, timeout_s=5)
+                await aeventually(lambda: puller.trouble == "")
+
+    asyncio.run(scenario())
+
+
+def test_more_waiting_pulls_than_the_durable_allows_does_not_starve(nats_server):
+    """409 Exceeded MaxWaiting, while another process holds the only place."""
+
+    async def scenario() -> None:
+        async with queue(nats_server, max_waiting=1) as (connection, s, publisher):
+            first, second = Sink(connection, auto=True), Sink(connection, auto=True)
+            async with pulling(connection, s, first.deliver, credit=first.credit, expires_s=1.0) as holder:
+                await aeventually(lambda: holder.asked > 0)
+                async with pulling(connection, s, second.deliver, credit=second.credit, expires_s=1.0):
+                    await asyncio.sleep(0.5)
+                    await holder.stop(1)
+                    await put(publisher, s, 50)
+                    await aeventually(lambda: len(second.got) == 50)
+
+    asyncio.run(scenario())
+
+
+def test_a_denied_pull_is_trouble_and_not_silence(make_nats_server):
+    permissions = (
+        "authorization { users: [ { user: admin, password: pw }, { user: w, password: pw, permissions: "
+        '{ publish: ["nothing"], subscribe: ["_INBOX_t_relay.>"] } } ] }'
+    )
+
+    async def scenario() -> None:
+        server = make_nats_server(permissions)
+        async with connected(server.url.replace("//", "//w:pw@")) as connection:
+            async with pulling(connection, "S", lambda _: None) as puller:
+                await aeventually(lambda: "$JS.API.CONSUMER.MSG.NEXT.S.w" in puller.trouble, timeout_s=2)
+                assert not puller.missing
+                assert connection.is_connected
+
+    asyncio.run(scenario())
+
+
+# --- stopping --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("credit", [20, 500])
+def test_a_stop_under_load_leaves_nothing_delivered_that_was_not_handed_over(nats_server, credit):
+    """close() and unsubscribe() leave a whole pull (500 of 500) delivered but unacked until ack_wait."""
+
+    async def scenario() -> None:
+        async with queue(nats_server, max_ack_pending=20_000, ack_wait=60_000_000_000) as (connection, s, _):
+            async with connected(nats_server.url) as other:
+                running = True
+
+                async def load() -> None:
+                    publisher = WindowPublisher(other)
+                    while running:
+                        await put(publisher, s, 200)
+
+                loader = asyncio.create_task(load())
+                sink = Sink(connection)
+                kept: list[Incoming] = []
+
+                def deliver(incoming: Incoming) -> None:
+                    sink.got.append(incoming)
+                    if incoming.sequence % 10:
+                        connection.send(incoming.reply, b"+ACK")
+                    else:
+                        kept.append(incoming)
+
+                async with pulling(connection, s, deliver, credit=lambda: credit) as puller:
+                    await aeventually(lambda: len(sink.got) > 3_000, timeout_s=20)
+                    assert puller.asked > 0
+                    started = time.monotonic()
+                    await puller.stop(5)
+                    assert time.monotonic() - started < 2
+                    count = len(sink.got)
+                    session = connection.session
+                    assert session is not None
+                    assert await session.barrier()  # the acks have been read
+                    assert await ack_pending(other, s) == len(kept)
+                    assert len(sink.got) == count
+                running = False
+                await loader
+
+    asyncio.run(scenario())
+
+
+def test_a_stop_on_an_idle_queue_is_quick_and_cancels_the_waiting_pull(nats_server):
+    """A message published after the stop must not be delivered into the void."""
+
+    async def scenario() -> None:
+        async with queue(nats_server) as (connection, s, publisher):
+            sink = Sink(connection)
+            async with pulling(connection, s, sink.deliver, credit=sink.credit, expires_s=30) as puller:
+                await aeventually(lambda: puller.asked > 0)
+                started = time.monotonic()
+                await puller.stop(10)
+                assert time.monotonic() - started < 1.0
+            await put(publisher, s, 5)
+            assert await ack_pending(connection, s) == 0
+            assert sink.got == []
+
+    asyncio.run(scenario())
+
+
+def test_a_stop_without_a_server_does_not_wait_for_it(make_nats_server):
+    async def scenario() -> None:
+        server = make_nats_server()
+        async with queue(server) as (connection, s, _):
+            async with pulling(connection, s, lambda _: None) as puller:
+                await aeventually(lambda: puller.asked > 0)
+                server.kill()
+                started = time.monotonic()
+                await puller.stop(5)
+                assert time.monotonic() - started < 1.0
+
+    asyncio.run(scenario())
+
+
+def test_a_stop_with_a_frozen_server_keeps_to_its_time(make_nats_server):
+    async def scenario() -> None:
+        server = make_nats_server()
+        async with queue(server) as (connection, s, _):
+            async with pulling(connection, s, lambda _: None, heartbeat_s=2.0) as puller:
+                await aeventually(lambda: puller.asked > 0)
+                server.sigstop()
+                started = time.monotonic()
+                await puller.stop(1.0)
+                assert time.monotonic() - started < 2.0
+                server.sigcont()
+
+    asyncio.run(scenario())
+
+
+def test_run_ends_when_the_connection_is_closed(nats_server):
+    async def scenario() -> None:
+        async with queue(nats_server) as (connection, s, _):
+            async with pulling(connection, s, lambda _: None) as puller:
+                await aeventually(lambda: puller.asked > 0)
+                await connection.close()
+                await aeventually(lambda: puller.asked == 0)
+
+    asyncio.run(scenario())
+
+
+# --- probing ---------------------------------------------------------------------------------------
+
+
+def test_a_probe_tells_an_empty_queue_from_one_with_messages(nats_server):
+    async def scenario() -> None:
+        async with queue(nats_server) as (connection, s, publisher):
+            sink = Sink(connection, auto=True)
+            open_ = False
+            async with pulling(
+                connection, s, sink.deliver, credit=lambda: 100 if open_ else (1 if probing else 0)
+            ) as puller:
+                probing = False
+                await aeventually(lambda: puller.generation == 1)
+                assert await puller.probe_empty() is False, "no credit, no probe"
+                open_ = True
+                puller.wake()
+                await aeventually(lambda: puller.asked > 0)
+                assert await puller.probe_empty() is True
+                assert await puller.probe_empty() is True
+                await put(publisher, s, 500)
+                await aeventually(lambda: len(sink.got) == 500)
+                await aeventually(puller.probe_empty)
+                assert puller.asked <= 100
+
+    probing = False
+    asyncio.run(scenario())
+
+
+def test_a_probe_delivers_what_it_finds(nats_server):
+    async def scenario() -> None:
+        async with queue(nats_server, messages=2) as (connection, s, _):
+            sink = Sink(connection, free=0)
+            async with pulling(connection, s, sink.deliver, credit=sink.credit) as puller:
+                await aeventually(lambda: puller.generation == 1)
+                sink.free = 1
+                assert await puller.probe_empty() is False
+                assert sink.bodies == [b"0"]
+
+    asyncio.run(scenario())
+
+
+def test_a_probe_without_a_server_is_false(make_nats_server):
+    async def scenario() -> None:
+        server = make_nats_server()
+        async with queue(server) as (connection, s, _):
+            async with pulling(connection, s, lambda _: None) as puller:
+                await aeventually(lambda: puller.asked > 0)
+                server.sigstop()
+                probe = asyncio.create_task(puller.probe_empty())
+                await asyncio.sleep(0)
+                server.kill()
+                started = time.monotonic()
+                assert await probe is False
+                assert time.monotonic() - started < 1.0
+                assert await puller.probe_empty() is False
+
+    asyncio.run(scenario())
+
+
+# --- pure parts ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "reaction"),
+    [
+        (100, "Idle Heartbeat", Reaction.ALIVE),
+        (404, "No Messages", Reaction.EMPTY),
+        (408, "Request Timeout", Reaction.ENDED),
+        (408, "Requests Pending", Reaction.ENDED),
+        (409, "Message Size Exceeds MaxBytes", Reaction.ENDED),
+        (409, "Leadership Change", Reaction.PAUSE),
+        (409, "Server Shutdown", Reaction.PAUSE),
+        (409, "Exceeded MaxWaiting", Reaction.PAUSE),
+        (423, "Nats-Pin-Id mismatch", Reaction.PAUSE),
+        (409, "Consumer Deleted", Reaction.MISSING),
+        (409, "Consumer is push based", Reaction.MISSING),
+        (503, "", Reaction.MISSING),
+        (409, "Exceeded MaxRequestBatch of 5", Reaction.WRONG),
+        (409, "Exceeded MaxRequestExpires of 1s", Reaction.WRONG),
+        (400, "Bad Request - heartbeat value too large", Reaction.WRONG),
+        (0, "", Reaction.WRONG),
+    ],
+)
+def test_each_status_has_its_meaning(code, text, reaction):
+    assert react(code, text) is reaction
+
+
+def test_the_limit_in_a_status_is_read():
+    assert allowed_batch("Exceeded MaxRequestBatch of 5") == 5
+    assert allowed_batch("Exceeded MaxRequestExpires of 1s") is None
+
+
+def test_counting_of_pulls_does_not_drift_for_good():
+    """A status that got lost, or came twice, must neither starve the consumer nor ask for too much."""
+    pulls = Pulls()
+    first = pulls.add(10, deadline=100)
+    second = pulls.add(5, deadline=101)
+    for _ in range(8):
+        pulls.arrived()
+    pulls.ended(first, left=2)
+    pulls.ended(first, left=2)
+    assert pulls.asked == 5
+    pulls.write_off(now=102)
+    assert pulls.asked == 5
+    pulls.write_off(now=104)
+    assert pulls.asked == 0
+    pulls.ended(second, left=5)
+    assert pulls.asked == 0
