@@ -11,7 +11,8 @@ from typing import Any, Final
 
 from django.apps import AppConfig
 from django.conf import settings as django_settings
-from django.core.checks import CheckMessage, Error, Tags, Warning, register
+from django.core import checks
+from django.core.checks import CheckMessage, Error, Tags, register
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
@@ -110,7 +111,7 @@ def _check_pool(connection: BaseDatabaseWrapper, parsed: Settings) -> list[Check
     if size >= needed:
         return []
     return [
-        Warning(
+        checks.Warning(
             f"The connection pool of {connection.alias!r} has at most {size} connections; a consumer with "
             f'JETBRIDGE["CONCURRENCY"] = {parsed.concurrency} needs {needed}.',
             hint=f'Set DATABASES["{connection.alias}"]["OPTIONS"]["pool"]["max_size"] to {needed} or more, '
@@ -135,7 +136,7 @@ def _check_handlers(parsed: Settings) -> list[CheckMessage]:
             )
         if handler.source is not None and handler.source not in parsed.sources:
             messages.append(
-                Warning(
+                checks.Warning(
                     f"Handler {handler.name!r} waits for events of {handler.source!r}, which is not one of "
                     f'JETBRIDGE["SOURCES"]: {", ".join(map(repr, parsed.sources)) or "none"}.',
                     hint=f"Declared in {handler.place}.",
@@ -150,7 +151,7 @@ def check_near_misses(app_configs: Sequence[AppConfig] | None = None, **_: Any) 
     """W003: a setting that was meant to be ``JETBRIDGE``."""
     names = ("JET_BRIDGE", "JETBRIDGE_SETTINGS", "JETBRIDGE_CONFIG", "DJANGO_JETBRIDGE")
     return [
-        Warning(
+        checks.Warning(
             f"The setting {name} is not read by jetbridge.",
             hint="Rename it to JETBRIDGE.",
             id="jetbridge.W003",

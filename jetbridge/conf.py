@@ -82,7 +82,7 @@ class Settings:
         return self.nats_urls == (EMBEDDED,)
 
     def inbox_prefix_for(self, role: str) -> str:
-        """The reply inbox of a role: ``relay``, ``worker`` or ``admin``. One per role, so that no user reads another's."""
+        """The reply inbox of a role: ``relay``, ``worker``, ``admin``. One per role: no user reads another's."""
         return self.inbox_prefix.format(app=self.app_name, role=role)
 
 
@@ -163,7 +163,7 @@ OPTIONS: Final[tuple[Option, ...]] = (
         key="MAX_PAYLOAD_BYTES",
         parse=kinds.integer(1_024, 64 * 1024 * 1024),
         default=1_000_000,
-        help="Largest encoded event with its headers, checked inside the transaction. NATS refuses over 1 MiB by default.",
+        help="Largest encoded event with its headers, checked inside the transaction. NATS allows 1 MiB.",
     ),
     Option(
         key="POLL_INTERVAL_S",
@@ -283,7 +283,7 @@ OPTIONS: Final[tuple[Option, ...]] = (
         key="DLQ_TTL_S",
         parse=kinds.number(1, 10**9),
         default=14 * 86_400.0,
-        help="Seconds the notice of a dead letter lives in the stream (server 2.11 or newer). The table keeps the truth.",
+        help="Seconds the notice of a dead letter lives in the stream (server 2.11 or newer); the table has the truth.",
     ),
     Option(
         key="SHUTDOWN_TIMEOUT_S",

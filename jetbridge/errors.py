@@ -64,12 +64,10 @@ class Verdict(JetbridgeError):
     """Base of the exceptions by which a handler decides its own outcome."""
 
 
-def _checked_delay(delay: float | None) -> float | None:
-    if delay is not None and (
-        isinstance(delay, bool) or not isinstance(delay, (int, float)) or not 0 <= delay < 10**9
-    ):
+def _checked_delay(delay: object) -> float:
+    if isinstance(delay, bool) or not isinstance(delay, (int, float)) or not 0 <= delay < 10**9:
         raise ValueError(f"delay must be a number of seconds from 0 to 1e9, got {delay!r}.")
-    return delay
+    return float(delay)
 
 
 class Retry(Verdict):
@@ -83,7 +81,7 @@ class Retry(Verdict):
 
     def __init__(self, reason: str = "the handler asked for a retry", *, delay: float | None = None) -> None:
         super().__init__(reason)
-        self.delay = _checked_delay(delay)
+        self.delay = None if delay is None else _checked_delay(delay)
 
 
 class Snooze(Verdict):
@@ -97,7 +95,7 @@ class Snooze(Verdict):
 
     def __init__(self, delay: float, reason: str = "the handler asked to wait") -> None:
         super().__init__(reason)
-        self.delay: float = _checked_delay(delay) or 0.0
+        self.delay = _checked_delay(delay)
 
 
 class Reject(Verdict):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeAlias
 
-JSON: TypeAlias = "str | int | float | bool | None | Mapping[str, JSON] | list[JSON] | tuple[JSON, ...]"
+JSON: TypeAlias = "str | int | float | bool | Mapping[str, JSON] | list[JSON] | tuple[JSON, ...] | None"
 
 
 @dataclass(frozen=True, slots=True)

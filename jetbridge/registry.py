@@ -183,7 +183,7 @@ def _name(name: str | None, function: Callable[..., Any]) -> str:
     return name
 
 
-def _delays(backoff: float | Sequence[float] | None) -> tuple[float, ...] | None:
+def _delays(backoff: object) -> tuple[float, ...] | None:
     if backoff is None:
         return None
     delays = tuple(backoff) if isinstance(backoff, Sequence) else (backoff,)
@@ -192,8 +192,10 @@ def _delays(backoff: float | Sequence[float] | None) -> tuple[float, ...] | None
     return delays
 
 
-def _classes(what: str, classes: Sequence[type[BaseException]]) -> tuple[type[BaseException], ...]:
+def _classes(what: str, classes: Sequence[object]) -> tuple[type[BaseException], ...]:
+    checked: list[type[BaseException]] = []
     for item in classes:
         if not (isinstance(item, type) and issubclass(item, BaseException)):
             raise TypeError(f"{what} must list exception classes, got {item!r}.")
-    return tuple(classes)
+        checked.append(item)
+    return tuple(checked)

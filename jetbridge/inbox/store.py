@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Final
 
 from django.db import connections, transaction
-from django.db.models import F
+from django.db.models import F, QuerySet
 
 from jetbridge import text
 from jetbridge.models import Inbox, InboxState
@@ -69,8 +69,8 @@ def claim(received: Received, handler: str, *, lock_timeout_s: float, using: str
         OperationalError: Another copy is still running after ``lock_timeout_s``.
     """
     connection = connections[using]
-    identity = [handler, received.source, received.event_id]
-    place = [received.event_type, received.key, received.stream, received.sequence]
+    identity: list[str | int] = [handler, received.source, received.event_id]
+    place: list[str | int] = [received.event_type, received.key, received.stream, received.sequence]
     with connection.cursor() as cursor:
         if connection.vendor != "postgresql":
             cursor.execute(_CLAIM[connection.vendor], [*identity, *place])
@@ -157,11 +157,11 @@ def bury(received: Received, handler: str, *, attempt: int, error: BaseException
     }
     values |= _error(error)
     expected = _identity(received, handler, using).exclude(state__in=SETTLED)
-    if expected.update(**values, starts=F("starts") + 1):
+    if expected.update(state=InboxState.DEAD, **values, starts=F("starts") + 1):
         return True
     if _identity(received, handler, using).exists():
         return False
-    _insert(received, handler, values.pop("state"), using, starts=1, **values)
+    _insert(received, handler, InboxState.DEAD, using, starts=1, **values)
     return True
 
 
@@ -185,13 +185,13 @@ def count_duplicate(received: Received, handler: str, *, using: str) -> None:
     _identity(received, handler, using).update(duplicates=F("duplicates") + 1)
 
 
-def _identity(received: Received, handler: str, using: str):  # type: ignore[no-untyped-def]
+def _identity(received: Received, handler: str, using: str) -> QuerySet[Inbox]:
     return Inbox.objects.using(using).filter(
         handler=handler, source=received.source, event_id=received.event_id
     )
 
 
-def _insert(received: Received, handler: str, state: object, using: str, **values: object) -> None:
+def _insert(received: Received, handler: str, state: InboxState, using: str, **values: object) -> None:
     Inbox.objects.using(using).bulk_create(
         [
             Inbox(

@@ -20,6 +20,8 @@ MAXIMUM: Final = 10077
 # Resources of the account or server; sent with code 400 or 500, and gone when somebody makes room.
 _FULL: Final = frozenset({10002, 10023, 10028, 10047})
 _SEALED: Final = 10109
+# A header the stream does not permit, the only fault of a message that comes with 500.
+_ROLLUP: Final = 10111
 
 
 def classify(result: Result) -> Fault:
@@ -50,4 +52,4 @@ def _refusal(refused: Refused) -> Fault:
         # Nobody listens on the subject. An election looks the same, so a parked subject must be tried again soon.
         return Fault.SUBJECT
     # 400 is JetStream's word for a bad message. Any other number we do not know must not condemn good rows.
-    return Fault.MESSAGE if refused.code == 400 else Fault.OUTAGE
+    return Fault.MESSAGE if refused.code == 400 or refused.err_code == _ROLLUP else Fault.OUTAGE

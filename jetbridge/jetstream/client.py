@@ -113,7 +113,8 @@ class Client(NatsClient):
     def _connect_command(self) -> bytes:
         uri = self._current_server.uri if self._current_server else None
         writer = getattr(self._transport, "_io_writer", None)
-        if uri is not None and uri.scheme == "tls" and writer.get_extra_info("ssl_object") is None:
+        encrypted = writer is not None and writer.get_extra_info("ssl_object") is not None
+        if uri is not None and uri.scheme == "tls" and not encrypted:
             # nats-py encrypts only if the server asks for it: whoever strips that from INFO gets the password.
             raise errors.Error(
                 f"tls://{uri.hostname} offered an unencrypted connection; refused before sending credentials. "

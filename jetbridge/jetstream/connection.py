@@ -31,6 +31,7 @@ __all__ = ["Connection", "ConnectionOptions", "PermissionDenied", "options_for"]
 
 BACKOFF_S: Final = (0.1, 2.0)
 STABLE_S: Final = 5.0
+SAID_S: Final = 5.0
 NO_RESPONDERS: Final = 503
 
 
@@ -56,6 +57,7 @@ class Connection:
         self._changed = asyncio.Event()
         self._closed = False
         self._say = Hush()
+        self._said_at = -SAID_S
         self._secrets = secrets_of(options.urls)
         self._dialer = Dialer(options, denials=self.denials, note=self._note)
 
@@ -294,9 +296,16 @@ class Connection:
 
     def _note(self, error: BaseException) -> None:
         text = self._explain(str(error) or type(error).__name__)
-        if self._session is None:
+        if self._session is None and self._tells_more(text):
             self.last_error = text
         self._say(logging.WARNING, f"NATS ({self._where()}): {text}")
+
+    def _tells_more(self, text: str) -> bool:
+        """Whether to replace ``last_error``: the server's own words outlive the broken pipe that follows them."""
+        now = time.monotonic()
+        if text.startswith("nats: '"):
+            self._said_at = now
+        return now - self._said_at > SAID_S or text.startswith("nats: '")
 
     def _where(self) -> str:
         return self._explain(", ".join(self.options.urls) or "embedded server")

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
-from jetbridge.conf import Settings, Source
+from jetbridge.conf import Settings
 from jetbridge.jetstream import features, provision_notices
 from jetbridge.jetstream.connection import Connection
 from jetbridge.jetstream.permissions import create_subject
@@ -178,19 +178,29 @@ class _Run:
             missing = [ConsumerResult(stream=stream, name=one.name, action="missing") for one in specs]
             self.drift.append(await self._missing_stream(stream, filters))
             return missing
-        results = [await self._durable(spec) for spec in specs]
         self.notices += provision_notices.weaknesses(stream, found)
+        if self._partitions_differ(stream, found):
+            return [ConsumerResult(stream=stream, name=one.name, action="refused") for one in specs]
+        results = [await self._durable(spec) for spec in specs]
         there = await self.api.consumers(stream) or {}
         self.notices += provision_notices.stale(
             stream, self.settings.app_name, there, {one.name for one in specs}
         )
-        for source in self._sources_in(stream):
+        return results
+
+    def _partitions_differ(self, stream: str, found: StreamFound) -> bool:
+        """Asked before any durable is made: one for a partition that nobody fills, or not all, looks like success."""
+        differ = False
+        for source in self.settings.sources.values():
+            if source.stream != stream:
+                continue
             problem = provision_notices.check_partitions(source, self.settings.app_name, found.config)
             if isinstance(problem, Change):
                 self.drift.append(problem)
+                differ = True
             elif problem is not None:
                 self.notices.append(problem)
-        return results
+        return differ
 
     async def _source_stream(self, name: str, filters: list[str]) -> StreamFound | None:
         """The source's stream once it takes our subjects; ``None`` when the waiting time is over."""
@@ -221,7 +231,7 @@ class _Run:
         def result(action: str, plan: Plan) -> ConsumerResult:
             return ConsumerResult(stream=spec.stream, name=spec.name, action=action, changes=plan.changes)
 
-        while True:
+        for attempt in range(TRIES):
             plan = plan_consumer(spec, await self.api.consumer(spec.stream, spec.name))
             if plan.step == "refused" or self.mode != "apply":
                 self.drift += plan.changes
@@ -230,7 +240,7 @@ class _Run:
             body = {"stream_name": spec.stream, "config": plan.request, "action": plan.step}
             answer = await self.api.call(create_subject(spec), body)
             code, text = error_of(answer)
-            if code == CONSUMER_EXISTS and plan.step == "create":
+            if code == CONSUMER_EXISTS and attempt + 1 < TRIES:
                 continue  # another process of this app was faster: compare with what it made
             if code:
                 self.drift.append(await self._durable_refusal(spec, code, text))
@@ -238,7 +248,8 @@ class _Run:
             self.drift += dropped(
                 f"durable {spec.name} in stream {spec.stream}", plan.request, config_of(answer)
             )
-            return result("created" if plan.step == "create" else "updated", plan)
+            break
+        return result("created" if plan.step == "create" else "updated", plan)
 
     async def _durable_refusal(self, spec: ConsumerSpec, code: int, text: str) -> Change:
         found: object = f"error {code}: {text}"
@@ -261,9 +272,6 @@ class _Run:
             repair=False,
             advice=advice,
         )
-
-    def _sources_in(self, stream: str) -> list[Source]:
-        return [one for one in self.settings.sources.values() if one.stream == stream]
 
     async def _audit_unread(self, spec: StreamSpec) -> None:
         found = await self.api.stream(spec.name, f"{spec.app}.sync.>")

@@ -28,11 +28,10 @@ class JetStreamApi:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-
-    @property
-    def version(self) -> tuple[int, int, int]:
-        """Of the server we are connected to."""
-        return self._connection.server_version
+        # Once for all: between two connections it is unknown, and what is unknown would be left out of a request.
+        self.version = connection.server_version
+        if not any(self.version):
+            raise BrokerUnreachable(connection.last_error or "Not connected.")
 
     async def call(self, subject: str, body: Answer | None = None) -> Answer:
         """Any call; ``subject`` without ``$JS.API``. An ``error`` in the answer is the caller's to look at."""

@@ -23,22 +23,22 @@ class WallClock(Func):
         super().__init__()
         self.offset_s = float(offset_s)
 
-    def as_sql(
+    def as_sql(  # type: ignore[override]
         self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any
-    ) -> tuple[str, list[Any]]:
+    ) -> tuple[str, tuple[str | int, ...]]:
         raise NotImplementedError(f"jetbridge knows no wall clock for {connection.vendor!r}.")
 
     def as_postgresql(
         self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any
-    ) -> tuple[str, list[Any]]:
-        return "(clock_timestamp() + make_interval(secs => %s))", [self.offset_s]
+    ) -> tuple[str, tuple[str | int, ...]]:
+        return "(clock_timestamp() + make_interval(secs => %s::float8))", (str(self.offset_s),)
 
     def as_sqlite(
         self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any
-    ) -> tuple[str, list[Any]]:
-        return "strftime('%%Y-%%m-%%d %%H:%%M:%%f', 'now', %s)", [f"{self.offset_s:+.3f} seconds"]
+    ) -> tuple[str, tuple[str | int, ...]]:
+        return "strftime('%%Y-%%m-%%d %%H:%%M:%%f', 'now', %s)", (f"{self.offset_s:+.3f} seconds",)
 
     def as_mysql(
         self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any
-    ) -> tuple[str, list[Any]]:
-        return "(UTC_TIMESTAMP(6) + INTERVAL %s MICROSECOND)", [round(self.offset_s * 1e6)]
+    ) -> tuple[str, tuple[str | int, ...]]:
+        return "(UTC_TIMESTAMP(6) + INTERVAL %s MICROSECOND)", (round(self.offset_s * 1e6),)

@@ -18,7 +18,7 @@ class DeadLetterState(models.TextChoices):
 
 def dead_letter_state_choices() -> list[tuple[str, str]]:
     """Named, so that a new member needs no migration."""
-    return list(DeadLetterState.choices)
+    return [(member.value, str(member.label)) for member in DeadLetterState]
 
 
 class DeadLetter(models.Model):

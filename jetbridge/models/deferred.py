@@ -19,7 +19,7 @@ class DeferredKind(models.TextChoices):
 
 def deferred_kind_choices() -> list[tuple[str, str]]:
     """Named, so that a new member needs no migration."""
-    return list(DeferredKind.choices)
+    return [(member.value, str(member.label)) for member in DeferredKind]
 
 
 class Deferred(models.Model):

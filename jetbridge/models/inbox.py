@@ -20,7 +20,7 @@ class InboxState(models.TextChoices):
 
 def inbox_state_choices() -> list[tuple[str, str]]:
     """Named, so that a new member needs no migration."""
-    return list(InboxState.choices)
+    return [(member.value, str(member.label)) for member in InboxState]
 
 
 class Inbox(models.Model):

@@ -19,7 +19,7 @@ class Kind(models.TextChoices):
 
 def kind_choices() -> list[tuple[str, str]]:
     """Named, so that a new member needs no migration."""
-    return list(Kind.choices)
+    return [(member.value, str(member.label)) for member in Kind]
 
 
 class OutboxState(models.TextChoices):
@@ -33,7 +33,7 @@ class OutboxState(models.TextChoices):
 
 def outbox_state_choices() -> list[tuple[str, str]]:
     """Named, so that a new member needs no migration."""
-    return list(OutboxState.choices)
+    return [(member.value, str(member.label)) for member in OutboxState]
 
 
 class Content(models.Model):

@@ -255,4 +255,4 @@ def _in_users_transaction(connection: BaseDatabaseWrapper) -> bool:
     """
     if connection.connection is not None and not connection.in_atomic_block and not connection.autocommit:
         return True
-    return any(not block._from_testcase for block in connection.atomic_blocks)
+    return any(not getattr(block, "_from_testcase", False) for block in connection.atomic_blocks)

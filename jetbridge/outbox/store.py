@@ -10,10 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
+from django.conf import settings
 from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import QuerySet
+from django.utils import timezone
 
 from jetbridge.models import Archive, Outbox, OutboxState, Scheduled
 from jetbridge.models.clock import WallClock
@@ -95,15 +98,12 @@ def insert_refused(row: Draft, *, code: str, error: str, using: str) -> None:
 def schedule(rows: Sequence[Draft], *, due_at: datetime, using: str) -> None:
     """Write rows that may go from ``due_at`` (aware) on."""
     Scheduled.objects.using(using).bulk_create(
-        [Scheduled(**_columns(row), due_at=_stored(due_at, using)) for row in rows], batch_size=INSERT_ROWS
+        [Scheduled(**_columns(row), due_at=_stored(due_at)) for row in rows], batch_size=INSERT_ROWS
     )
 
 
-def _stored(instant: datetime, using: str) -> datetime:
+def _stored(instant: datetime) -> datetime:
     """An aware instant as a DateTimeField takes it: naive local time under ``USE_TZ=False``."""
-    from django.conf import settings
-    from django.utils import timezone
-
     return instant if settings.USE_TZ else timezone.make_naive(instant)
 
 
@@ -121,15 +121,12 @@ def _can_copy(connection: BaseDatabaseWrapper) -> bool:
 
 def _copy(rows: Sequence[Draft], connection: BaseDatabaseWrapper) -> None:
     statement = f"COPY jetbridge_outbox ({', '.join(_CONTENT)}) FROM STDIN"
-    with transaction.atomic(using=connection.alias, savepoint=False), connection.cursor() as cursor:
-        with cursor.copy(statement) as copy:
-            for row in rows:
-                copy.write_row(
-                    [
-                        json.dumps(row.headers) if name == "headers" else getattr(row, name)
-                        for name in _CONTENT
-                    ]
-                )
+    one = transaction.atomic(using=connection.alias, savepoint=False)
+    with one, connection.cursor() as cursor, cursor.copy(statement) as copy:
+        for row in rows:
+            copy.write_row(
+                [json.dumps(row.headers) if name == "headers" else getattr(row, name) for name in _CONTENT]
+            )
 
 
 def page(buckets: Collection[int], *, limit: int, using: str) -> list[OutboxRecord]:
@@ -149,10 +146,10 @@ def page(buckets: Collection[int], *, limit: int, using: str) -> list[OutboxReco
     return [_record(row) for row in ready.order_by("id").values_list(*_RECORD)[:limit]]
 
 
-def _record(row: Sequence[object]) -> OutboxRecord:
+def _record(row: Sequence[Any]) -> OutboxRecord:
     id_, subject, destination, key, event_id, message_id, headers, body = row
     parsed = json.loads(headers) if isinstance(headers, str) else headers
-    return OutboxRecord(id_, subject, destination, key, event_id, message_id, parsed, bytes(body))  # type: ignore[arg-type]
+    return OutboxRecord(id_, subject, destination, key, event_id, message_id, parsed, bytes(body))
 
 
 def settle(sent: Sequence[Settled], *, stream_created_at: datetime | None, using: str) -> None:
@@ -207,7 +204,7 @@ def promote_due(*, limit: int, using: str) -> int:
     return len(rows)
 
 
-def _due(using: str):  # type: ignore[no-untyped-def]
+def _due(using: str) -> QuerySet[Scheduled]:
     return Scheduled.objects.using(using).filter(due_at__lte=WallClock())
 
 

@@ -187,7 +187,8 @@ class Relay:
             logger.warning("Publishing does not work (%s); the events wait.", verdicts.outage)
         if verdicts.stored:
             return OUTAGE_BACKOFF_S[0]
-        return min(OUTAGE_BACKOFF_S[1], OUTAGE_BACKOFF_S[0] * 2 ** min(self._failures, 8))
+        doubled: float = OUTAGE_BACKOFF_S[0] * 2.0 ** min(self._failures, 8)
+        return min(OUTAGE_BACKOFF_S[1], doubled)
 
     async def _take_over(self, held: frozenset[str]) -> None:
         """Know what is parked and refused in new buckets before the first of their rows is sent."""

@@ -51,4 +51,4 @@ async def quietly(what: str, step: Awaitable[object], *, timeout_s: float) -> No
         async with asyncio.timeout(timeout_s):
             await step
     except (TimeoutError, DatabaseError, InterfaceError, OSError) as error:
-        logger.warning("While ending: %s failed (%s).", what, error or type(error).__name__)
+        logger.warning("While ending: %s failed (%s).", what, str(error) or type(error).__name__)

@@ -15,6 +15,12 @@ logger = logging.getLogger("jetbridge.runtime")
 BACKOFF_S = (0.1, 2.0)
 
 
+def backoff_s(failures: int) -> float:
+    """Seconds to wait after so many failures in a row: doubling, bounded, with jitter."""
+    doubled: float = BACKOFF_S[0] * 2.0 ** min(failures, 10)
+    return min(BACKOFF_S[1], doubled) * (0.5 + random.random() / 2)
+
+
 class Loop:
     """
     Calls ``tick`` again and again; the tick returns how many seconds to sleep until the next.
@@ -54,9 +60,7 @@ class Loop:
         except Exception as error:
             self._failures += 1
             self._log(error)
-            return min(BACKOFF_S[1], BACKOFF_S[0] * 2 ** min(self._failures, 10)) * (
-                0.5 + random.random() / 2
-            )
+            return backoff_s(self._failures)
         if self._failures:
             logger.info("%s works again after %d failures.", self.name, self._failures)
         self._failures = 0

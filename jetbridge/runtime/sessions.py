@@ -36,4 +36,8 @@ def limit_idle_transactions(aliases: Iterable[str], *, idle_s: float) -> Callabl
                 cursor.execute(f"SET idle_in_transaction_session_timeout = {int(idle_s * 1000)}")
 
     connection_created.connect(prepare, weak=False)
-    return lambda: connection_created.disconnect(prepare) and None
+
+    def undo() -> None:
+        connection_created.disconnect(prepare)
+
+    return undo

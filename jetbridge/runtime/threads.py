@@ -45,9 +45,9 @@ class Threads:
         context = contextvars.copy_context()
 
         def job() -> T:
-            return context.run(_with_connections, function, *args, **kwargs)
+            return _with_connections(lambda: function(*args, **kwargs))
 
-        return await asyncio.get_running_loop().run_in_executor(self._pool, job)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, context.run, job)
 
     def close(self, *, wait: bool = True) -> None:
         """Close every thread's connections and end the threads; with ``wait=False`` running ones are left behind."""
@@ -59,10 +59,10 @@ class Threads:
         self._pool.shutdown(wait=wait)
 
 
-def _with_connections(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+def _with_connections(function: Callable[[], T]) -> T:
     _replace_broken_connections()
     try:
-        return function(*args, **kwargs)
+        return function()
     except (DatabaseError, InterfaceError):
         _replace_broken_connections()
         raise

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 from jetbridge.jetstream.connection import Connection, ConnectionOptions
-from jetbridge.jetstream.publisher import Outgoing
+from jetbridge.jetstream.publisher import Outgoing, Result, Stored, WindowPublisher
 from jetbridge.jetstream.puller import Incoming, Puller
 
 _numbers = itertools.count(1)
@@ -43,7 +43,9 @@ async def make_stream(connection: Connection, name: str, **config: object) -> No
     assert "error" not in answer, answer
 
 
-async def make_durable(connection: Connection, stream: str, name: str = "w", **config: object) -> None:
+async def make_durable(connection: Connection, stream: str, **config: object) -> None:
+    """A pull consumer ``w`` of the whole stream, with explicit acks."""
+    name = "w"
     wanted = {"name": name, "durable_name": name, "ack_policy": "explicit", "ack_wait": 2_000_000_000}
     body = {"stream_name": stream, "config": {**wanted, **config}}
     answer = await connection.api(f"CONSUMER.CREATE.{stream}.{name}", body)
@@ -114,3 +116,48 @@ async def pulling(
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+
+
+class Sink:
+    """Collects deliveries; ``free`` slots are given back by hand or, with ``auto``, at once with an ack."""
+
+    def __init__(self, connection, *, free: int = 1_000_000, auto: bool = False) -> None:
+        self.connection = connection
+        self.free = free
+        self.auto = auto
+        self.got: list[Incoming] = []
+
+    def credit(self) -> int:
+        return self.free
+
+    def deliver(self, incoming: Incoming) -> None:
+        self.got.append(incoming)
+        if self.auto:
+            self.connection.send(incoming.reply, b"+ACK")
+        else:
+            self.free -= 1
+
+    @property
+    def bodies(self) -> list[bytes]:
+        return [incoming.body for incoming in self.got]
+
+
+@asynccontextmanager
+async def queue(server, *, messages: int = 0, **durable: int):
+    """A connection, a fresh stream with its durable ``w``, and a publisher."""
+    async with connected(server.url) as connection:
+        s = unique("q")
+        await make_stream(connection, s)
+        await make_durable(connection, s, **durable)
+        publisher = WindowPublisher(connection)
+        await put(publisher, s, messages)
+        yield connection, s, publisher
+
+
+async def put(publisher: WindowPublisher, stream: str, count: int) -> None:
+    results = await publisher.publish([message(f"{stream}.a", str(n)) for n in range(count)], deadline_s=10)
+    assert all(isinstance(result, Stored) for result in results), results[:3]
+
+
+def kinds(results: list[Result]) -> list[str]:
+    return [type(result).__name__ for result in results]

@@ -31,7 +31,7 @@ from tests.broker.lab import connected, make_stream, message, unique
         (Refused(409, 10158, "duplicate message id is in process"), Fault.OUTAGE),
         (Refused(400, 10054, "message size exceeds maximum allowed"), Fault.MESSAGE),
         (Refused(400, 10071, "wrong last sequence: 1"), Fault.MESSAGE),
-        (Refused(400, 10111, "rollup not permitted"), Fault.MESSAGE),
+        (Refused(500, 10111, "rollup not permitted"), Fault.MESSAGE),
         (Refused(400, 0, "subject is not ..."), Fault.MESSAGE),
         (Refused(418, 99999, "something new"), Fault.OUTAGE),
     ],

@@ -1,5 +1,5 @@
 """
-Provisioning on real servers.
+Provisioning on real servers: either order, what is made, dry runs, clusters.
 
 Every test runs on the installed nats-server, and on all those in the folder ``JETBRIDGE_NATS_SERVERS``.
 """
@@ -7,7 +7,6 @@ Every test runs on the installed nats-server, and on all those in the folder ``J
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,85 +19,21 @@ from jetbridge.jetstream.connection import Connection
 from jetbridge.jetstream.embedded import EmbeddedServer
 from jetbridge.jetstream.provision import provision
 from jetbridge.jetstream.provision_report import ProvisionReport
+from testproject.processes import free_port
 from tests.broker.provisioning import (
+    SECOND,
+    Pair,
     actions,
-    api,
-    binaries,
     codes,
     connected,
     run,
     settings_of,
+    unrepaired,
     version_of,
 )
+from tests.waiting import eventually
 
-SECOND = 1_000_000_000
-
-
-@pytest.fixture(scope="module", params=binaries(), ids=lambda path: path.name)
-def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server of each version, shared by the module: every test has app names of its own."""
-    with EmbeddedServer(tmp_path_factory.mktemp("nats"), binary=request.param) as server:
-        yield server.url
-
-
-class Pair:
-    """Two services that face each other, under names nobody else uses."""
-
-    def __init__(self, url: str) -> None:
-        tail = uuid.uuid4().hex[:8]
-        self.url, self.a, self.b = url, f"orders-{tail}", f"billing-{tail}"
-        self.stream_a, self.stream_b = f"jetbridge-{self.a}", f"jetbridge-{self.b}"
-
-    def of_a(self, **keys: Any) -> Settings:
-        return settings_of(self.a, self.url, **{"DESTINATIONS": [self.b], "SOURCES": [self.b], **keys})
-
-    def of_b(self, **keys: Any) -> Settings:
-        return settings_of(self.b, self.url, **{"DESTINATIONS": [self.a], "SOURCES": [self.a], **keys})
-
-    def api(self, subject: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        return api(self.of_a(), subject, body)
-
-    def stream(self, name: str = "") -> dict[str, Any]:
-        config = self.api(f"STREAM.INFO.{name or self.stream_a}")["config"]
-        assert isinstance(config, dict)
-        return config
-
-    def durable(self, stream: str, name: str) -> dict[str, Any]:
-        config = self.api(f"CONSUMER.INFO.{stream}.{name}")["config"]
-        assert isinstance(config, dict)
-        return config
-
-    def make_stream(self, name: str, **config: Any) -> None:
-        answer = self.api(f"STREAM.CREATE.{name}", {"name": name, "retention": "workqueue", **config})
-        assert "error" not in answer, answer
-
-    def make_durable(self, stream: str, name: str, subject: str, **config: Any) -> None:
-        config = {"name": name, "durable_name": name, "ack_policy": "explicit", **config}
-        body = {"stream_name": stream, "config": {**config, "filter_subject": subject}}
-        answer = self.api(f"CONSUMER.DURABLE.CREATE.{stream}.{name}", body)
-        assert "error" not in answer, answer
-
-    def publish(self, subject: str, count: int = 1) -> None:
-        async def send(connection: Connection) -> None:
-            for _ in range(count):
-                assert b'"seq"' in await connection.request(subject, b"{}")
-
-        connected(self.of_a(), send)
-
-    def waiting(self, stream: str) -> int:
-        return int(self.api(f"STREAM.INFO.{stream}")["state"]["messages"])
-
-
-@pytest.fixture
-def pair(url: str) -> Pair:
-    return Pair(url)
-
-
-def unrepaired(report: ProvisionReport) -> dict[str, tuple[object, object]]:
-    return {one.what: (one.wanted, one.found) for one in report.drift if not one.repair}
-
-
-# --- two services ------------------------------------------------------------------------------------
+# --- two services ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("first", ["a", "b"])
@@ -151,7 +86,7 @@ def test_a_second_run_changes_nothing(pair: Pair) -> None:
     assert (pair.stream(), pair.durable(pair.stream_b, f"{pair.a}-workers")) == before
 
 
-# --- what is made ------------------------------------------------------------------------------------
+# --- what is made ---------------------------------------------------------------------------------
 
 
 def test_the_stream_is_the_one_of_the_wire_contract(pair: Pair) -> None:
@@ -228,7 +163,7 @@ def test_two_sources_in_one_stream_share_one_durable(pair: Pair) -> None:
         pair.api(f"STREAM.DELETE.{stream}")
 
 
-# --- looking without touching ------------------------------------------------------------------------
+# --- looking without touching ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ["plan", "check"])
@@ -262,285 +197,52 @@ def test_plan_shows_what_would_be_updated(pair: Pair) -> None:
     ]
 
 
-# --- merging -----------------------------------------------------------------------------------------
+# --- servers --------------------------------------------------------------------------------------
 
 
-def test_an_update_keeps_what_is_not_ours(pair: Pair) -> None:
-    pair.make_stream(
-        pair.stream_a,
-        subjects=["legacy." + pair.a, f"{pair.a}.sync.{pair.b}"],
-        description="by hand",
-        max_bytes=50_000_000,
-        max_msg_size=200_000,
-        compression="s2",
-        metadata={"team": "sales"},
-        max_msgs_per_subject=99_000_000,
-        discard="old",
-        max_age=3600 * SECOND,
-    )
-
-    report = run(pair.of_a(SOURCES=[]))
-    config = pair.stream()
-
-    assert actions(report) == ["updated"]
-    # Ours covers the narrower one, which must give way: subjects of a stream may not overlap.
-    assert config["subjects"] == ["legacy." + pair.a, f"{pair.a}.sync.>"]
-    assert (config["description"], config["max_bytes"], config["max_msg_size"]) == (
-        "by hand",
-        50_000_000,
-        200_000,
-    )
-    assert (config["discard"], config["max_age"]) == ("new", 0)
-    assert config["max_msgs_per_subject"] == 99_000_000
-    assert "kept_larger" in codes(report)
-    if version_of(pair.of_a()) >= (2, 10, 0):
-        assert config["compression"] == "s2"
-        assert config["metadata"]["team"] == "sales"
-    assert actions(run(pair.of_a(SOURCES=[]))) == ["unchanged"]
-
-
-def test_messages_survive_an_update(pair: Pair) -> None:
-    pair.make_stream(pair.stream_a, subjects=[f"{pair.a}.sync.{pair.b}"])
-    pair.publish(f"{pair.a}.sync.{pair.b}", 5)
-
-    run(pair.of_a(SOURCES=[]))
-
-    assert pair.waiting(pair.stream_a) == 5
-
-
-def test_a_cap_below_what_waits_is_refused(pair: Pair) -> None:
-    """Recent servers delete the oldest messages when such a cap is put, discard "new" or not."""
-    pair.make_stream(pair.stream_a, subjects=[f"{pair.a}.sync.>"])
-    pair.publish(f"{pair.a}.sync.{pair.b}", 5)
-    settings = pair.of_a(SOURCES=[], MAX_MESSAGES_PER_SUBJECT=3)
-
-    report = run(settings)
+def test_replicas_need_a_cluster(pair: Pair) -> None:
+    report = run(pair.of_a(SOURCES=[], REPLICAS=3))
 
     assert (actions(report), report.is_complete) == (["refused"], False)
-    assert unrepaired(report)[f"stream {pair.stream_a}: max_msgs_per_subject"] == (3, -1)
-    assert "MAX_MESSAGES_PER_SUBJECT" in report.text()
-    assert pair.waiting(pair.stream_a) == 5
-
-
-@pytest.mark.parametrize(("key", "found"), [("retention", "limits"), ("storage", "memory")])
-def test_what_a_server_cannot_change_is_refused_untouched(pair: Pair, key: str, found: str) -> None:
-    pair.make_stream(pair.stream_a, subjects=[f"{pair.a}.sync.>"], **{key: found})
-    before = pair.stream()
-
-    report = run(pair.of_a(SOURCES=[]))
-
-    assert (actions(report), report.is_complete) == (["refused"], False)
-    assert unrepaired(report)[f"stream {pair.stream_a}: {key}"][1] == found
-    assert "delete it" in report.text()
-    assert pair.stream() == before
-
-
-def test_a_durable_of_the_gem_is_repaired(pair: Pair) -> None:
-    """It delivers everything five times at once: the gem writes seconds where nanoseconds belong."""
-    pair.make_stream(pair.stream_b, subjects=[f"{pair.b}.sync.>"])
-    name = f"{pair.a}-workers"
-    gem = {"max_deliver": 6, "ack_wait": 1, "backoff": [1, 5, 15, 30, 60], "max_waiting": 77}
-    pair.make_durable(pair.stream_b, name, f"{pair.b}.sync.{pair.a}", **gem)
-
-    report = run(pair.of_a())
-    config = pair.durable(pair.stream_b, name)
-
-    assert (actions(report), report.is_complete) == (["created", "updated"], True)
-    assert (config["max_deliver"], config.get("backoff"), config["ack_wait"]) == (-1, None, 10 * SECOND)
-    assert config["max_waiting"] == 77
-
-
-def test_a_durable_with_another_filter_is_refused(pair: Pair) -> None:
-    pair.make_stream(pair.stream_b, subjects=[f"{pair.b}.sync.>"])
-    pair.make_durable(pair.stream_b, f"{pair.a}-workers", f"{pair.b}.sync.elsewhere")
-
-    report = run(pair.of_a())
-
-    assert actions(report) == ["created", "refused"]
-    assert unrepaired(report)[f"durable {pair.a}-workers in stream {pair.stream_b}: filter"] == (
-        [f"{pair.b}.sync.{pair.a}"],
-        [f"{pair.b}.sync.elsewhere"],
-    )
-
-
-def test_a_push_durable_is_refused(pair: Pair) -> None:
-    pair.make_stream(pair.stream_b, subjects=[f"{pair.b}.sync.>"])
-    name, subject = f"{pair.a}-workers", f"{pair.b}.sync.{pair.a}"
-    pair.make_durable(pair.stream_b, name, subject, deliver_subject=f"push.{pair.a}")
-
-    report = run(pair.of_a())
-
-    assert actions(report) == ["created", "refused"]
-    assert f"durable {name} in stream {pair.stream_b}: deliver_subject" in unrepaired(report)
-
-
-def test_another_reader_of_our_subject_is_named(pair: Pair) -> None:
-    pair.make_stream(pair.stream_b, subjects=[f"{pair.b}.sync.>"])
-    pair.make_durable(pair.stream_b, "nosy", f"{pair.b}.sync.*")
-
-    report = run(pair.of_a())
-
-    (found,) = [found for what, (_, found) in unrepaired(report).items() if what.startswith("durable")]
-    assert found == f"read by nosy ({pair.b}.sync.*)"
-    assert (actions(report), report.is_complete) == (["created", "refused"], False)
-
-
-def test_another_stream_with_our_subjects_is_named(pair: Pair) -> None:
-    stream = f"GEM-{pair.a}"
-    pair.make_stream(stream, subjects=[f"{pair.a}.sync.{pair.b}"])
-
-    report = run(pair.of_a(SOURCES=[]))
-
-    assert (actions(report), report.is_complete) == (["refused"], False)
-    assert f"The subjects are in stream {stream}." in report.text()
-
-
-def test_a_source_in_another_stream_is_pointed_at(pair: Pair) -> None:
-    stream = f"GEM-{pair.a}"
-    pair.make_stream(stream, subjects=[f"{pair.b}.sync.{pair.a}"])
-
-    report = run(pair.of_a())
-
-    assert actions(report) == ["created", "missing"]
-    assert f"It is in stream {stream}" in report.text()
-
-
-# --- shared streams ----------------------------------------------------------------------------------
-
-
-def test_a_shared_stream_gets_explicit_subjects(pair: Pair) -> None:
-    stream = f"SHARED-{pair.a}"
-    sides = (
-        pair.of_a(
-            STREAM=stream, SOURCES={pair.b: {"stream": stream}}, DESTINATIONS={pair.b: {"partitions": 2}}
-        ),
-        pair.of_b(STREAM=stream, SOURCES={pair.a: {"stream": stream, "partitions": 2}}),
-    )
-
-    reports = [run(sides[0]), run(sides[1]), run(sides[0])]
-
-    assert [one.is_complete for one in reports] == [False, True, True]
-    assert sorted(pair.stream(stream)["subjects"]) == sorted(
-        [
-            f"{pair.a}.sync.{pair.b}",
-            f"{pair.a}.sync.{pair.b}.*",
-            f"{pair.a}.sync.dlq",
-            f"{pair.b}.sync.{pair.a}",
-            f"{pair.b}.sync.dlq",
-        ]
-    )
-    assert {action for side in sides for action in actions(run(side))} == {"unchanged"}
-
-
-def test_limits_of_a_shared_stream_are_somebody_elses(pair: Pair) -> None:
-    stream = f"SHARED-{pair.a}"
-    pair.make_stream(stream, subjects=["theirs." + pair.a], max_age=3600 * SECOND, storage="memory")
-
-    report = run(pair.of_a(STREAM=stream, SOURCES=[]))
-    config = pair.stream(stream)
-
-    assert (actions(report), report.is_complete) == (["updated"], True)
-    assert config["subjects"] == ["theirs." + pair.a, f"{pair.a}.sync.{pair.b}", f"{pair.a}.sync.dlq"]
-    assert (config["max_age"], config["discard"], config["max_msgs_per_subject"]) == (
-        3600 * SECOND,
-        "old",
-        -1,
-    )
-    assert codes(report) >= {"memory_storage", "discard_old", "max_age"}
-
-
-def test_services_that_join_a_shared_stream_at_once_all_get_in(pair: Pair) -> None:
-    """An update carries all subjects, so the later of two drops what the earlier one added."""
-    stream = f"SHARED-{pair.a}"
-    pair.make_stream(stream, subjects=["first." + pair.a])
-    apps = [f"app{number}-{pair.a}" for number in range(6)]
-
-    async def join() -> list[ProvisionReport]:
-        def one(app: str) -> ProvisionReport:
-            return run(settings_of(app, pair.url, STREAM=stream, DESTINATIONS=["x"]))
-
-        return await asyncio.gather(*(asyncio.to_thread(one, app) for app in apps))
-
-    reports = asyncio.run(join())
-
-    assert all(one.is_complete for one in reports), [one.text() for one in reports]
-    assert set(pair.stream(stream)["subjects"]) == {
-        "first." + pair.a,
-        *(f"{app}.sync.{name}" for app in apps for name in ("x", "dlq")),
-    }
-
-
-# --- partitions --------------------------------------------------------------------------------------
-
-
-def test_publisher_and_consumer_must_agree_on_partitions(pair: Pair) -> None:
-    run(pair.of_b(DESTINATIONS={pair.a: {"partitions": 4}}))
-
-    report = run(pair.of_a(SOURCES={pair.b: {"partitions": 2}}))
-
-    if version_of(pair.of_a()) < (2, 10, 0):
-        assert codes(report) == {"old_server", "partitions_unknown"}
-        return
-    assert not report.is_complete
-    assert unrepaired(report) == {f"partitions of {pair.b} for {pair.a}": (2, 4)}
-
-
-def test_partitions_change_only_when_nothing_waits_in_the_old_ones(pair: Pair) -> None:
-    if version_of(pair.of_a()) < (2, 10, 0):
-        return  # nothing is recorded there, and the report says so
-    run(pair.of_a(SOURCES=[], DESTINATIONS={pair.b: {"partitions": 2}}))
-    pair.publish(f"{pair.a}.sync.{pair.b}.1")
-    wider = pair.of_a(SOURCES=[], DESTINATIONS={pair.b: {"partitions": 4}})
-
-    early = run(wider)
-    pair.api(f"STREAM.PURGE.{pair.stream_a}")
-    late = run(wider)
-
-    assert (actions(early), early.is_complete) == (["refused"], False)
-    assert "1 messages wait in the old partitions" in early.text()
-    assert (actions(late), late.is_complete) == (["updated"], True)
-
-
-def test_durables_of_an_earlier_partition_count_are_pointed_at(pair: Pair) -> None:
-    run(pair.of_b(DESTINATIONS={pair.a: {"partitions": 2}}))
-    run(pair.of_a(SOURCES={pair.b: {"partitions": 2}}))
-    run(pair.of_b())
-
-    report = run(pair.of_a())
-
-    stale = [one.text for one in report.notices if one.code == "stale_durable"]
-    assert [text.split()[1] for text in stale] == [f"{pair.a}-workers-0", f"{pair.a}-workers-1"]
-
-
-def test_a_source_that_does_not_know_us_is_told(pair: Pair) -> None:
-    settings = pair.of_a()
-    run(pair.of_b(DESTINATIONS=["somebody"]))
-
-    report = run(settings)
-
-    assert report.is_complete
-    assert "not_a_destination" in codes(report) or version_of(settings) < (2, 10, 0)
-
-
-# --- messages nobody reads ---------------------------------------------------------------------------
-
-
-def test_messages_that_no_durable_reads_are_reported(pair: Pair) -> None:
-    settings = pair.of_a(SOURCES=[])
-    run(settings)
-    pair.publish(f"{pair.a}.sync.{pair.b}", 3)
-    pair.publish(f"{pair.a}.sync.dlq")
-
-    provisioned, checked = run(settings), run(settings, "check")
-    run(pair.of_b())
-    after = run(settings, "check")
-
-    (text,) = [one.text for one in provisioned.notices if one.code == "no_durable"]
-    assert text.startswith(f"3 messages wait on {pair.a}.sync.{pair.b}, ")
-    assert (provisioned.is_complete, checked.is_complete, after.is_complete) == (True, False, True)
-
-
-# --- no JetStream ------------------------------------------------------------------------------------
+    assert "replicas > 1 not supported in non-clustered mode" in report.text()
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[list[EmbeddedServer]]:
+    routes = [free_port() for _ in range(3)]
+    urls = ", ".join(f"nats://127.0.0.1:{port}" for port in routes)
+    servers = [
+        EmbeddedServer(
+            tmp_path / str(port),
+            conf_extra=f"server_name: s{port}\ncluster {{ name: C, listen: 127.0.0.1:{port}, routes: [{urls}] }}",
+        )
+        for port in routes
+    ]
+    try:
+        yield [server.start() for server in servers]
+    finally:
+        for server in servers:
+            server.stop()
+
+
+def test_a_single_replica_on_a_cluster_is_warned_of_and_can_grow(cluster: list[EmbeddedServer]) -> None:
+    url = ",".join(server.url for server in cluster)
+    keys: dict[str, Any] = {"NATS_URLS": url, "DESTINATIONS": ["billing"], "SOURCES": []}
+    single, triple = settings_of("orders", url, **keys), settings_of("orders", url, **keys, REPLICAS=3)
+
+    def once_it_has_a_leader() -> ProvisionReport | None:
+        try:
+            return run(single)
+        except BrokerUnreachable:
+            return None
+
+    first = eventually(once_it_has_a_leader, 30.0)
+    grown, kept = run(triple), run(single)
+
+    assert first is not None
+    assert codes(first) == {"single_replica"}
+    assert (actions(grown), grown.is_complete, codes(grown)) == (["updated"], True, set())
+    assert (actions(kept), codes(kept)) == (["unchanged"], {"kept_larger"})
 
 
 def test_an_account_without_jetstream_is_said_so(tmp_path: Path) -> None:
@@ -551,3 +253,4 @@ def test_an_account_without_jetstream_is_said_so(tmp_path: Path) -> None:
 
         with pytest.raises(BrokerUnreachable, match=r"JetStream|STREAM\.INFO"):
             connected(settings, lambda one: provision(one, settings))
+

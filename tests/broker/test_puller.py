@@ -1,70 +1,28 @@
-"""The pull loop against a real nats-server: credit, restarts, missing consumers, stopping under load."""
+"""The pull loop against a real nats-server: deliveries, acks, credit, restarts, missing consumers."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import asynccontextmanager
 
 import pytest
 
 from jetbridge.jetstream import acks
-from jetbridge.jetstream.incoming import Incoming, read_reply
-from jetbridge.jetstream.publisher import Stored, WindowPublisher
-from jetbridge.jetstream.pulls import Pulls, Reaction, allowed_batch, react
+from jetbridge.jetstream.incoming import Incoming
+from jetbridge.jetstream.publisher import WindowPublisher
 from tests.broker.lab import (
-    ack_pending,
+    Sink,
     connected,
     make_durable,
     make_stream,
     message,
     pulling,
+    put,
+    queue,
     stored,
     unique,
 )
 from tests.waiting import aeventually
-
-
-class Sink:
-    """Collects deliveries; ``free`` slots are given back by hand or, with ``auto``, at once with an ack."""
-
-    def __init__(self, connection, *, free: int = 1_000_000, auto: bool = False) -> None:
-        self.connection = connection
-        self.free = free
-        self.auto = auto
-        self.got: list[Incoming] = []
-
-    def credit(self) -> int:
-        return self.free
-
-    def deliver(self, incoming: Incoming) -> None:
-        self.got.append(incoming)
-        if self.auto:
-            self.connection.send(incoming.reply, b"+ACK")
-        else:
-            self.free -= 1
-
-    @property
-    def bodies(self) -> list[bytes]:
-        return [incoming.body for incoming in self.got]
-
-
-@asynccontextmanager
-async def queue(server, *, messages: int = 0, **durable: object):
-    """A connection, a fresh stream with its durable ``w``, and a publisher."""
-    async with connected(server.url) as connection:
-        s = unique("q")
-        await make_stream(connection, s)
-        await make_durable(connection, s, **durable)
-        publisher = WindowPublisher(connection)
-        await put(publisher, s, messages)
-        yield connection, s, publisher
-
-
-async def put(publisher: WindowPublisher, stream: str, count: int) -> None:
-    results = await publisher.publish([message(f"{stream}.a", str(n)) for n in range(count)], deadline_s=10)
-    assert all(isinstance(result, Stored) for result in results), results[:3]
-
 
 # --- deliveries ------------------------------------------------------------------------------------
 
@@ -122,34 +80,6 @@ def test_a_handler_that_raises_does_not_stop_the_loop(nats_server):
             assert sink.got[-1].delivered == 2
 
     asyncio.run(scenario())
-
-
-@pytest.mark.parametrize(
-    ("reply", "stream", "consumer", "numbers"),
-    [
-        ("$JS.ACK.S.w.2.10.11.1700000000000000000.5", "S", "w", (2, 10, 11, 1700000000000000000, 5)),
-        ("$JS.ACK._.hash.S.w.2.10.11.1700000000000000000.5", "S", "w", (2, 10, 11, 1700000000000000000, 5)),
-        ("$JS.ACK.hub.hash.S.w.2.10.11.17.5.token", "S", "w", (2, 10, 11, 17, 5)),
-    ],
-)
-def test_both_formats_of_the_reply_subject_are_read(reply, stream, consumer, numbers):
-    info = read_reply(reply)
-    assert (info.stream, info.consumer) == (stream, consumer)
-    assert (
-        info.delivered,
-        info.sequence,
-        info.consumer_sequence,
-        info.stored_ns,
-        info.pending,
-    ) == numbers
-
-
-@pytest.mark.parametrize(
-    "reply", ["", "_INBOX.x", "$JS.ACK.S.w.1.1.1.1", "$JS.ACK.S.w.1.1.1.1.1.1", "$JS.ACK.S.w.a.b.c.d.e"]
-)
-def test_another_reply_subject_is_an_error_that_names_it(reply):
-    with pytest.raises(ValueError):
-        read_reply(reply)
 
 
 def test_the_second_reply_format_works_end_to_end(make_nats_server):
@@ -409,224 +339,12 @@ def test_a_denied_pull_is_trouble_and_not_silence(make_nats_server):
 
     async def scenario() -> None:
         server = make_nats_server(permissions)
-        async with connected(server.url.replace("//", "//w:pw@")) as connection:
-            async with pulling(connection, "S", lambda _: None) as puller:
-                await aeventually(lambda: "$JS.API.CONSUMER.MSG.NEXT.S.w" in puller.trouble, timeout_s=2)
-                assert not puller.missing
-                assert connection.is_connected
+        async with (
+            connected(server.url.replace("//", "//w:pw@")) as connection,
+            pulling(connection, "S", lambda _: None) as puller,
+        ):
+            await aeventually(lambda: "$JS.API.CONSUMER.MSG.NEXT.S.w" in puller.trouble, timeout_s=2)
+            assert not puller.missing
+            assert connection.is_connected
 
     asyncio.run(scenario())
-
-
-# --- stopping --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("credit", [20, 500])
-def test_a_stop_under_load_leaves_nothing_delivered_that_was_not_handed_over(nats_server, credit):
-    """close() and unsubscribe() leave a whole pull (500 of 500) delivered but unacked until ack_wait."""
-
-    async def scenario() -> None:
-        async with queue(nats_server, max_ack_pending=20_000, ack_wait=60_000_000_000) as (connection, s, _):
-            async with connected(nats_server.url) as other:
-                running = True
-
-                async def load() -> None:
-                    publisher = WindowPublisher(other)
-                    while running:
-                        await put(publisher, s, 200)
-
-                loader = asyncio.create_task(load())
-                sink = Sink(connection)
-                kept: list[Incoming] = []
-
-                def deliver(incoming: Incoming) -> None:
-                    sink.got.append(incoming)
-                    if incoming.sequence % 10:
-                        connection.send(incoming.reply, b"+ACK")
-                    else:
-                        kept.append(incoming)
-
-                async with pulling(connection, s, deliver, credit=lambda: credit) as puller:
-                    await aeventually(lambda: len(sink.got) > 3_000, timeout_s=20)
-                    assert puller.asked > 0
-                    started = time.monotonic()
-                    await puller.stop(5)
-                    assert time.monotonic() - started < 2
-                    count = len(sink.got)
-                    session = connection.session
-                    assert session is not None
-                    assert await session.barrier()  # the acks have been read
-                    assert await ack_pending(other, s) == len(kept)
-                    assert len(sink.got) == count
-                running = False
-                await loader
-
-    asyncio.run(scenario())
-
-
-def test_a_stop_on_an_idle_queue_is_quick_and_cancels_the_waiting_pull(nats_server):
-    """A message published after the stop must not be delivered into the void."""
-
-    async def scenario() -> None:
-        async with queue(nats_server) as (connection, s, publisher):
-            sink = Sink(connection)
-            async with pulling(connection, s, sink.deliver, credit=sink.credit, expires_s=30) as puller:
-                await aeventually(lambda: puller.asked > 0)
-                started = time.monotonic()
-                await puller.stop(10)
-                assert time.monotonic() - started < 1.0
-            await put(publisher, s, 5)
-            assert await ack_pending(connection, s) == 0
-            assert sink.got == []
-
-    asyncio.run(scenario())
-
-
-def test_a_stop_without_a_server_does_not_wait_for_it(make_nats_server):
-    async def scenario() -> None:
-        server = make_nats_server()
-        async with queue(server) as (connection, s, _):
-            async with pulling(connection, s, lambda _: None) as puller:
-                await aeventually(lambda: puller.asked > 0)
-                server.kill()
-                started = time.monotonic()
-                await puller.stop(5)
-                assert time.monotonic() - started < 1.0
-
-    asyncio.run(scenario())
-
-
-def test_a_stop_with_a_frozen_server_keeps_to_its_time(make_nats_server):
-    async def scenario() -> None:
-        server = make_nats_server()
-        async with queue(server) as (connection, s, _):
-            async with pulling(connection, s, lambda _: None, heartbeat_s=2.0) as puller:
-                await aeventually(lambda: puller.asked > 0)
-                server.sigstop()
-                started = time.monotonic()
-                await puller.stop(1.0)
-                assert time.monotonic() - started < 2.0
-                server.sigcont()
-
-    asyncio.run(scenario())
-
-
-def test_run_ends_when_the_connection_is_closed(nats_server):
-    async def scenario() -> None:
-        async with queue(nats_server) as (connection, s, _):
-            async with pulling(connection, s, lambda _: None) as puller:
-                await aeventually(lambda: puller.asked > 0)
-                await connection.close()
-                await aeventually(lambda: puller.asked == 0)
-
-    asyncio.run(scenario())
-
-
-# --- probing ---------------------------------------------------------------------------------------
-
-
-def test_a_probe_tells_an_empty_queue_from_one_with_messages(nats_server):
-    async def scenario() -> None:
-        async with queue(nats_server) as (connection, s, publisher):
-            sink = Sink(connection, auto=True)
-            open_ = False
-            async with pulling(
-                connection, s, sink.deliver, credit=lambda: 100 if open_ else (1 if probing else 0)
-            ) as puller:
-                probing = False
-                await aeventually(lambda: puller.generation == 1)
-                assert await puller.probe_empty() is False, "no credit, no probe"
-                open_ = True
-                puller.wake()
-                await aeventually(lambda: puller.asked > 0)
-                assert await puller.probe_empty() is True
-                assert await puller.probe_empty() is True
-                await put(publisher, s, 500)
-                await aeventually(lambda: len(sink.got) == 500)
-                await aeventually(puller.probe_empty)
-                assert puller.asked <= 100
-
-    probing = False
-    asyncio.run(scenario())
-
-
-def test_a_probe_delivers_what_it_finds(nats_server):
-    async def scenario() -> None:
-        async with queue(nats_server, messages=2) as (connection, s, _):
-            sink = Sink(connection, free=0)
-            async with pulling(connection, s, sink.deliver, credit=sink.credit) as puller:
-                await aeventually(lambda: puller.generation == 1)
-                sink.free = 1
-                assert await puller.probe_empty() is False
-                assert sink.bodies == [b"0"]
-
-    asyncio.run(scenario())
-
-
-def test_a_probe_without_a_server_is_false(make_nats_server):
-    async def scenario() -> None:
-        server = make_nats_server()
-        async with queue(server) as (connection, s, _):
-            async with pulling(connection, s, lambda _: None) as puller:
-                await aeventually(lambda: puller.asked > 0)
-                server.sigstop()
-                probe = asyncio.create_task(puller.probe_empty())
-                await asyncio.sleep(0)
-                server.kill()
-                started = time.monotonic()
-                assert await probe is False
-                assert time.monotonic() - started < 1.0
-                assert await puller.probe_empty() is False
-
-    asyncio.run(scenario())
-
-
-# --- pure parts ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("code", "text", "reaction"),
-    [
-        (100, "Idle Heartbeat", Reaction.ALIVE),
-        (404, "No Messages", Reaction.EMPTY),
-        (408, "Request Timeout", Reaction.ENDED),
-        (408, "Requests Pending", Reaction.ENDED),
-        (409, "Message Size Exceeds MaxBytes", Reaction.ENDED),
-        (409, "Leadership Change", Reaction.PAUSE),
-        (409, "Server Shutdown", Reaction.PAUSE),
-        (409, "Exceeded MaxWaiting", Reaction.PAUSE),
-        (423, "Nats-Pin-Id mismatch", Reaction.PAUSE),
-        (409, "Consumer Deleted", Reaction.MISSING),
-        (409, "Consumer is push based", Reaction.MISSING),
-        (503, "", Reaction.MISSING),
-        (409, "Exceeded MaxRequestBatch of 5", Reaction.WRONG),
-        (409, "Exceeded MaxRequestExpires of 1s", Reaction.WRONG),
-        (400, "Bad Request - heartbeat value too large", Reaction.WRONG),
-        (0, "", Reaction.WRONG),
-    ],
-)
-def test_each_status_has_its_meaning(code, text, reaction):
-    assert react(code, text) is reaction
-
-
-def test_the_limit_in_a_status_is_read():
-    assert allowed_batch("Exceeded MaxRequestBatch of 5") == 5
-    assert allowed_batch("Exceeded MaxRequestExpires of 1s") is None
-
-
-def test_counting_of_pulls_does_not_drift_for_good():
-    """A status that got lost, or came twice, must neither starve the consumer nor ask for too much."""
-    pulls = Pulls()
-    first = pulls.add(10, deadline=100)
-    second = pulls.add(5, deadline=101)
-    for _ in range(8):
-        pulls.arrived()
-    pulls.ended(first, left=2)
-    pulls.ended(first, left=2)
-    assert pulls.asked == 5
-    pulls.write_off(now=102)
-    assert pulls.asked == 5
-    pulls.write_off(now=104)
-    assert pulls.asked == 0
-    pulls.ended(second, left=5)
-    assert pulls.asked == 0

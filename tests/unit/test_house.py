@@ -16,6 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 CODE = ("jetbridge", "testproject", "tests")
 MAX_LINES = 400
+MAX_TEST_LINES = 700  # a specification of one module, read top to bottom
 
 # Rows are touched here and nowhere else; a state machine that two files write to has no owner.
 MAY_TOUCH_ROWS = (
@@ -27,6 +28,7 @@ MAY_TOUCH_ROWS = (
     "jetbridge/*/admin.py",
     "jetbridge/inbox/unit_of_work.py",
     "jetbridge/outbox/publish.py",
+    "jetbridge/runtime/sessions.py",  # the options of a session, no rows
 )
 MAY_CROSS_THREADS = ("jetbridge/runtime/threads.py",)
 MAY_SLEEP = ("tests/waiting.py",)
@@ -139,9 +141,13 @@ def test_tests_wait_for_facts():
 
 def test_files_can_be_read_in_one_sitting():
     lengths = {name(path): len(path.read_text().splitlines()) for path in files(*CODE)}
-    found = [f"{file}: {lines} lines" for file, lines in lengths.items() if lines > MAX_LINES]
+    found = [
+        f"{file}: {lines} lines"
+        for file, lines in lengths.items()
+        if lines > (MAX_TEST_LINES if file.startswith("tests/") else MAX_LINES) and "/migrations/" not in file
+    ]
 
-    assert not found, f"At most {MAX_LINES} lines:\n" + "\n".join(found)
+    assert not found, f"At most {MAX_LINES} lines ({MAX_TEST_LINES} in tests):\n" + "\n".join(found)
 
 
 def test_importing_jetbridge_needs_only_django():

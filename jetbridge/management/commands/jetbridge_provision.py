@@ -9,7 +9,7 @@ from typing import Final
 from django.core.management.base import CommandParser
 
 from jetbridge.conf import Settings
-from jetbridge.errors import BrokerUnreachable
+from jetbridge.errors import BrokerUnreachable, JetbridgeError
 from jetbridge.jetstream import embedded
 from jetbridge.management.base import JetbridgeCommand, Outcome
 from jetbridge.management.exit_codes import ExitCode
@@ -58,6 +58,8 @@ class Command(JetbridgeCommand):
         await connection.start()
         try:
             if not await connection.ready(max(CONNECT_S, options.wait)):
+                if connection.denied:
+                    raise JetbridgeError(connection.denied)
                 raise BrokerUnreachable(f"NATS cannot be reached: {connection.last_error or 'no answer'}")
             report = await provision(
                 connection,
