@@ -214,7 +214,7 @@ class Consumer:
         """Bring due messages of the deferred table into the lanes."""
         if not held_sources or self._draining.is_set():
             return DEFERRED_EVERY_S
-        in_hand = {message.deferred_id for message in self._messages if message.deferred_id is not None}
+        in_hand = {m.deferred[1] for m in self._messages if m.deferred is not None and m.deferred[0] == using}
         records = await self._store_threads.run(
             deferred.due, sources=held_sources, without=in_hand, limit=DEFERRED_AT_ONCE, using=using
         )
@@ -226,7 +226,7 @@ class Consumer:
                 sequence=record.sequence,
                 reply="",
                 feed="",
-                deferred_id=record.id,
+                deferred=(using, record.id),
                 open_jobs=1,
             )
             self._messages.add(message)

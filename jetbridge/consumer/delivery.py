@@ -17,7 +17,7 @@ class Held:
     Attributes:
         reply: Where the ack goes; ``""`` for a message out of the deferred table.
         feed: Name of the lease under which it came.
-        deferred_id: Its row in the deferred table, if it came from there.
+        deferred: Alias and id of its row in the deferred table, if it came from there.
         abandoned: Its lease is lost: whoever has it now gets the message again.
     """
 
@@ -26,7 +26,7 @@ class Held:
     sequence: int
     reply: str
     feed: str
-    deferred_id: int | None = None
+    deferred: tuple[str, int] | None = None
     open_jobs: int = 0
     abandoned: bool = False
     touched_at: float = field(default_factory=time.monotonic)

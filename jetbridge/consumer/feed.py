@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from jetbridge import topology
-from jetbridge.conf import Settings, Source
+from jetbridge.conf import Settings
 from jetbridge.consumer.consumer import Consumer
 from jetbridge.jetstream.connection import Connection
 from jetbridge.jetstream.incoming import Incoming
@@ -21,8 +22,7 @@ STOP_S = 5.0
 class Feed:
     """
     Args:
-        source: Whose stream.
-        partition: Its partition, ``None`` for an unpartitioned source.
+        durable: What to pull.
         budget: Messages of this durable that may be in this process at once.
         is_held: Whether the lease is held at this moment.
     """
@@ -30,18 +30,17 @@ class Feed:
     def __init__(
         self,
         settings: Settings,
-        source: Source,
-        partition: int | None,
+        durable: Durable,
         *,
         connection: Connection,
         consumer: Consumer,
         budget: int,
         is_held: Callable[[str], bool],
     ) -> None:
-        self.source = source.name
-        self.lease = lease_name(source.name, partition)
-        self.durable = topology.durable_name(settings.app_name, partition)
-        self.stream = source.stream
+        self.sources = durable.sources
+        self.lease = durable.lease
+        self.durable = topology.durable_name(settings.app_name, durable.partition)
+        self.stream = durable.stream
         self._settings = settings
         self._connection = connection
         self._consumer = consumer
@@ -86,6 +85,8 @@ class Feed:
         return max(0, self._budget - self._consumer.in_hand(self.lease))
 
     def _deliver(self, incoming: Incoming) -> None:
+        if not self._is_held(self.lease):
+            return  # unacknowledged, so it goes to the lease's new owner
         self._consumer.take(incoming, self.lease)
 
     async def _lose(self) -> None:
@@ -123,11 +124,30 @@ class Feed:
         self._missing_said = missing
 
 
-def lease_name(source: str, partition: int | None) -> str:
-    """The lease under which a durable is pulled."""
-    return f"consume/{source}" if partition is None else f"consume/{source}/{partition}"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Durable:
+    """One durable of this app. Sources that share a stream share it: a work queue allows no second reader."""
+
+    stream: str
+    partition: int | None
+    sources: tuple[str, ...]
+
+    @property
+    def lease(self) -> str:
+        """The lease under which it is pulled."""
+        return (
+            f"consume/{self.stream}" if self.partition is None else f"consume/{self.stream}/{self.partition}"
+        )
 
 
-def partitions_of(source: Source) -> list[int | None]:
-    """The partitions to pull: ``[None]`` for an unpartitioned source."""
-    return [None] if source.partitions == 1 else list(range(source.partitions))
+def durables(settings: Settings) -> list[Durable]:
+    """Every durable that this app reads, in the order of ``SOURCES``."""
+    sources: dict[tuple[str, int | None], list[str]] = {}
+    for source in settings.sources.values():
+        numbers = [None] if source.partitions == 1 else list(range(source.partitions))
+        for number in numbers:
+            sources.setdefault((source.stream, number), []).append(source.name)
+    return [
+        Durable(stream=stream, partition=number, sources=tuple(names))
+        for (stream, number), names in sources.items()
+    ]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass
+from functools import partial
 
 from django.db import connections
 
 import jetbridge
 from jetbridge.conf import Settings
 from jetbridge.consumer.consumer import Consumer, Totals
-from jetbridge.consumer.feed import Feed, lease_name, partitions_of
+from jetbridge.consumer.feed import Feed, durables
 from jetbridge.deferred import store as deferred
 from jetbridge.errors import BrokerUnreachable
 from jetbridge.jetstream.connection import Connection
@@ -83,11 +84,9 @@ class _Process:
         self.lease_threads = Threads("leases", 1)
         limit_idle_transactions(settings.databases, idle_s=longest_handler_s(settings) + IDLE_MARGIN_S)
         owner = process_id()
-        durables = [
-            (source, number) for source in settings.sources.values() for number in partitions_of(source)
-        ]
+        wanted = durables(settings)
         self.holder = LeaseHolder(
-            [lease_name(source.name, number) for source, number in durables],
+            [durable.lease for durable in wanted],
             owner=owner,
             ttl_s=settings.lease_s,
             threads=self.lease_threads,
@@ -101,18 +100,17 @@ class _Process:
             threads=self.handler_threads,
             store_threads=self.store_threads,
         )
-        budget = max(1, settings.max_in_flight // max(1, len(durables)))
+        budget = max(1, settings.max_in_flight // max(1, len(wanted)))
         self.feeds = [
             Feed(
                 settings,
-                source,
-                number,
+                durable,
                 connection=connection,
                 consumer=self.consumer,
                 budget=budget,
                 is_held=lambda name: name in self.holder.held(),
             )
-            for source, number in durables
+            for durable in wanted
         ]
         by_lease = {feed.lease: feed for feed in self.feeds}
         self.consumer.on_room = lambda lease: by_lease[lease].wake()
@@ -127,7 +125,9 @@ class _Process:
 
     async def run(self, stop: asyncio.Event, *, until_empty: bool, timeout_s: float | None) -> ConsumeReport:
         pulling = [Loop(f"feed {feed.lease}", feed.tick) for feed in self.feeds]
-        dispatching = [Loop(f"deferred {alias}", self._dispatch(alias)) for alias in self.settings.databases]
+        dispatching = [
+            Loop(f"deferred {alias}", partial(self._dispatch, alias)) for alias in self.settings.databases
+        ]
         upkeep = [
             Loop("consumer leases", self.holder.tick),
             Loop("keep-alive", self.consumer.keep_alive),
@@ -147,17 +147,14 @@ class _Process:
             threads.close(wait=False)
         return ConsumeReport(totals=self.consumer.totals, left=left, finished=finished)
 
-    def _dispatch(self, alias: str):  # type: ignore[no-untyped-def]
-        async def tick() -> float:
-            return await self.consumer.dispatch_deferred(self._held_sources(), alias)
-
-        return tick
+    async def _dispatch(self, alias: str) -> float:
+        return await self.consumer.dispatch_deferred(self._held_sources(), alias)
 
     def _held_sources(self) -> list[str]:
         """Sources of which every partition is ours: a redriven key may belong to any of them."""
         held = self.holder.held()
-        names = {feed.source for feed in self.feeds}
-        return [name for name in names if all(f.lease in held for f in self.feeds if f.source == name)]
+        lost = {name for feed in self.feeds if feed.lease not in held for name in feed.sources}
+        return [name for name in self.settings.sources if name not in lost]
 
     async def _drain(self, intake: list[Loop], tasks: dict[Loop, asyncio.Task[None]]) -> int:
         """Stop taking in, then finish what runs, while leases and messages in hand are kept alive."""

@@ -16,7 +16,7 @@ from django.db import transaction
 from jetbridge import received
 from jetbridge.conf import Settings
 from jetbridge.dead_letters import store
-from jetbridge.dead_letters.store import DeadLetterRecord
+from jetbridge.dead_letters.store import DeadLetterRecord, DeadLetterSummary
 from jetbridge.deferred import store as deferred
 from jetbridge.envelope import Position
 from jetbridge.inbox import store as inbox
@@ -44,43 +44,53 @@ class _Refused(Exception):
     """Rolls one dead letter's redrive back; the text says why."""
 
 
-def redrive(letters: Sequence[DeadLetterRecord], *, by: str, settings: Settings, using: str) -> Acted:
+def redrive(
+    letters: Sequence[DeadLetterSummary], *, by: str, note: str = "", settings: Settings, using: str
+) -> Acted:
     """
-    Re-open dead letters, each in its own transaction, oldest first.
+    Re-open dead letters, each in its own transaction, in the order in which they were published.
 
     Args:
         letters: What to redrive; those not open are skipped.
         by: Who asked, for the record.
+        note: Why, for the record.
     """
     done: list[int] = []
     skipped: list[Skipped] = []
     for letter in sorted(letters, key=lambda item: (item.stream, item.sequence, item.id)):
         try:
             with transaction.atomic(using=using):
-                _redrive_one(letter, by, settings, using)
+                _redrive_one(letter.id, by, note, settings, using)
             done.append(letter.id)
         except _Refused as refused:
             skipped.append(Skipped(id=letter.id, why=str(refused)))
     return Acted(ids=done, skipped=skipped)
 
 
-def _redrive_one(letter: DeadLetterRecord, by: str, settings: Settings, using: str) -> None:
+def _redrive_one(dead_letter_id: int, by: str, note: str, settings: Settings, using: str) -> None:
+    # Read here, one at a time: bodies of thousands of letters do not fit into memory.
+    letter = store.get(dead_letter_id, using=using)
+    if letter is None:
+        raise _Refused("it is gone")
     if letter.state != DeadLetterState.OPEN:
         raise _Refused(f"it is {letter.state}, only an open dead letter can be redriven")
-    names = [letter.handler] if letter.handler else _handlers_now(letter, settings)
+    targets = [(letter.handler, using)] if letter.handler else _handlers_now(letter, settings)
     # Locks in the order hold, inbox, dead letter: every act on them takes the same, so none deadlock.
     if letter.handler and not inbox.reopen(letter.handler, letter.source, letter.event_id, using=using):
         raise _Refused("its inbox row is gone or no longer dead")
-    if not store.reopen(letter.id, by=by, using=using):
+    if not store.reopen(letter.id, by=by, note=note, using=using):
         raise _Refused("someone else has just taken it")
-    for name in names:
-        _defer(letter, name, using)
+    for handler, alias in targets:
+        _defer(letter, handler, alias)
     if not letter.handler:
         store.resolve_redriven(handler="", source=letter.source, event_id=letter.event_id, using=using)
 
 
-def _handlers_now(letter: DeadLetterRecord, settings: Settings) -> list[str]:
-    """Who would handle a message that reached nobody: malformed before an edit, or unknown before a deploy."""
+def _handlers_now(letter: DeadLetterRecord, settings: Settings) -> list[tuple[str, str]]:
+    """
+    Who would handle a message that reached nobody (malformed before an edit, unknown before a deploy), and on
+    which database: a deferred message runs on the one it lies in.
+    """
     place = Position(subject=letter.subject, stream=letter.stream, sequence=letter.sequence, stored_ns=0)
     message = received.read(letter.body, letter.headers, place, app=settings.app_name)
     if message.event is None:
@@ -88,7 +98,7 @@ def _handlers_now(letter: DeadLetterRecord, settings: Settings) -> list[str]:
     handlers = registry.matching(message.event_type, message.source)
     if not handlers:
         raise _Refused(f"no handler wants {message.event_type!r} from {message.source!r}")
-    return [handler.name for handler in handlers]
+    return [(handler.name, handler.using or settings.databases[0]) for handler in handlers]
 
 
 def _defer(letter: DeadLetterRecord, handler: str, using: str) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import traceback
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
 from datetime import datetime
+from typing import Final
 
 from django.conf import settings as django_settings
 from django.db import transaction
@@ -30,8 +31,8 @@ from jetbridge.received import Received
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeadLetterRecord:
-    """A dead letter as commands show it. ``body`` is what a redrive would run: the edited one, if there is one."""
+class DeadLetterSummary:
+    """A dead letter as a list shows it: nothing that may be large."""
 
     id: int
     event_id: str
@@ -42,7 +43,6 @@ class DeadLetterRecord:
     reason: str
     error_class: str
     error: str
-    traceback: str
     attempts: int
     state: str
     redrives: int
@@ -53,8 +53,19 @@ class DeadLetterRecord:
     stream: str
     sequence: int
     subject: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetterRecord(DeadLetterSummary):
+    """A whole dead letter. ``body`` is what a redrive would run: the edited one, if there is one."""
+
+    traceback: str
     headers: Mapping[str, str]
     body: bytes
+    is_edited: bool
+
+
+_SUMMARY: Final = tuple(field.name for field in fields(DeadLetterSummary))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,13 +194,12 @@ def _fingerprint(handler: str, facts: Failure) -> str:
     return hashlib.sha256(cause.encode()).hexdigest()[:16]
 
 
-def reopen(dead_letter_id: int, *, by: str, using: str) -> bool:
-    """open → redriving."""
-    return bool(
-        DeadLetter.objects.using(using)
-        .filter(pk=dead_letter_id, state=DeadLetterState.OPEN)
-        .update(state=DeadLetterState.REDRIVING, redrives=F("redrives") + 1, resolved_by=by[:150])
-    )
+def reopen(dead_letter_id: int, *, by: str, note: str = "", using: str) -> bool:
+    """open → redriving. An empty ``note`` leaves an earlier one."""
+    values: dict[str, object] = {"state": DeadLetterState.REDRIVING, "resolved_by": by[:150]}
+    values |= {"note": note} if note else {}
+    rows = DeadLetter.objects.using(using).filter(pk=dead_letter_id, state=DeadLetterState.OPEN)
+    return bool(rows.update(redrives=F("redrives") + 1, **values))
 
 
 def resolve_redriven(*, handler: str, source: str, event_id: str, using: str) -> bool:
@@ -207,29 +217,37 @@ def discard(dead_letter_id: int, *, by: str, note: str, using: str) -> bool:
     )
 
 
-def select(selection: Selection, *, state: DeadLetterState | None, using: str) -> list[DeadLetterRecord]:
-    """The dead letters of a selection, oldest first."""
+def select(
+    selection: Selection, *, states: Collection[DeadLetterState] | None, using: str
+) -> list[DeadLetterSummary]:
+    """The dead letters of a selection, oldest first; ``states=None`` means any."""
+    rows = _selected(selection, states, using).order_by("id").values_list(*_SUMMARY)
+    limited = rows[: selection.limit] if selection.limit is not None else rows
+    return [DeadLetterSummary(**dict(zip(_SUMMARY, row, strict=True))) for row in limited]
+
+
+def count(selection: Selection, *, states: Collection[DeadLetterState] | None, using: str) -> int:
+    """How many :func:`select` would find without a limit."""
+    return _selected(selection, states, using).count()
+
+
+def _selected(
+    selection: Selection, states: Collection[DeadLetterState] | None, using: str
+) -> QuerySet[DeadLetter]:
+    rows = DeadLetter.objects.using(using)
     if selection.is_empty:
-        return []
-    rows = _selected(selection, using)
-    if state is not None:
-        rows = rows.filter(state=state)
-    rows = rows.order_by("id")
-    return [_record(row) for row in (rows[: selection.limit] if selection.limit is not None else rows)]
-
-
-def _selected(selection: Selection, using: str) -> QuerySet[DeadLetter]:
+        return rows.none()
     wanted: dict[str, object] = {
         "handler": selection.handler,
         "event_type": selection.type,
         "source": selection.source,
         "key": selection.key,
         "reason": selection.reason,
-        "created_at__gte": selection.since,
+        "created_at__gte": selection.since and _stored(selection.since),
         "pk__in": list(selection.ids) or None,
+        "state__in": None if states is None else list(states),
     }
-    given = {name: value for name, value in wanted.items() if value is not None}
-    return DeadLetter.objects.using(using).filter(**given)
+    return rows.filter(**{name: value for name, value in wanted.items() if value is not None})
 
 
 def get(dead_letter_id: int, *, using: str) -> DeadLetterRecord | None:
@@ -238,41 +256,15 @@ def get(dead_letter_id: int, *, using: str) -> DeadLetterRecord | None:
     return None if row is None else _record(row)
 
 
-def counts(*, using: str) -> tuple[int, int]:
-    """How many are open, and how many are being redriven."""
-    rows = DeadLetter.objects.using(using)
-    return (
-        rows.filter(state=DeadLetterState.OPEN).count(),
-        rows.filter(state=DeadLetterState.REDRIVING).count(),
-    )
-
-
 def _of(handler: str, source: str, event_id: str, using: str) -> QuerySet[DeadLetter]:
     return DeadLetter.objects.using(using).filter(handler=handler, source=source, event_id=event_id)
 
 
 def _record(row: DeadLetter) -> DeadLetterRecord:
     return DeadLetterRecord(
-        id=row.pk,
-        event_id=row.event_id,
-        source=row.source,
-        handler=row.handler,
-        event_type=row.event_type,
-        key=row.key,
-        reason=row.reason,
-        error_class=row.error_class,
-        error=row.error,
+        **{name: getattr(row, name) for name in _SUMMARY},
         traceback=row.traceback,
-        attempts=row.attempts,
-        state=row.state,
-        redrives=row.redrives,
-        created_at=row.created_at,
-        resolved_at=row.resolved_at,
-        resolved_by=row.resolved_by,
-        note=row.note,
-        stream=row.stream,
-        sequence=row.sequence,
-        subject=row.subject,
         headers=row.headers,
         body=bytes(row.body if row.edited_body is None else row.edited_body),
+        is_edited=row.edited_body is not None,
     )

@@ -41,7 +41,7 @@ ON CONFLICT (handler, source, event_id) DO NOTHING""",
 INSERT IGNORE INTO jetbridge_inbox ({_COLUMNS})
 VALUES ({_VALUES.format(now="UTC_TIMESTAMP(6)")})""",
 }
-_UNLIMIT: Final = "-- jetbridge: inbox.claimed\nSELECT set_config('lock_timeout', %s, true)"
+_UNLIMIT: Final = "-- jetbridge: inbox.claimed\nSET LOCAL lock_timeout TO DEFAULT"
 
 SETTLED: Final = (InboxState.PROCESSED, InboxState.DEAD, InboxState.SKIPPED)
 
@@ -84,7 +84,7 @@ def end_lock_timeout(*, using: str) -> None:
     connection = connections[using]
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:
-            cursor.execute(_UNLIMIT, ["0"])
+            cursor.execute(_UNLIMIT)
 
 
 def lock(received: Received, handler: str, *, using: str) -> Entry | None:
@@ -150,7 +150,6 @@ def record_failure(
 def bury(received: Received, handler: str, *, attempt: int, error: BaseException, using: str) -> bool:
     """(absent), retrying or deferred → dead; inside the transaction that writes the dead letter."""
     values = {
-        "state": InboxState.DEAD,
         "attempts": attempt,
         "finished_at": WallClock(),
         "next_attempt_at": None,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 from collections.abc import Callable
 from typing import Final
@@ -125,10 +126,27 @@ class Client(NatsClient):
 
     async def open(self, **options: object) -> None:
         """``connect()`` without retries after the handshake began, then watch the three loops that keep it alive."""
-        await self.connect(**options)  # type: ignore[arg-type]
+        try:
+            await self.connect(**options)  # type: ignore[arg-type]
+        except OSError as error:
+            said = self._unread_error()
+            if said:
+                raise errors.Error(f"nats: {said}") from error
+            raise
         for task in (self._reading_task, self._flusher_task, self._ping_interval_task):
             if task is not None:
                 task.add_done_callback(self._loop_ended)
+
+    def _unread_error(self) -> str:
+        """
+        The reason a server gave before it closed on us.
+
+        It arrives behind INFO while nats-py writes CONNECT, which then fails with a broken pipe: the operator would
+        read that instead of "maximum connections exceeded". Best effort, from the reader's buffer.
+        """
+        reader = getattr(self._transport, "_io_reader", None)
+        found = re.search(rb"-ERR ('[^']*')", bytes(getattr(reader, "_buffer", b"")))
+        return found[1].decode("utf-8", "replace") if found else ""
 
     # --- losing it -------------------------------------------------------------------------------
 

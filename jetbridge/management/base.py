@@ -22,18 +22,25 @@ from django.db import DatabaseError, InterfaceError, OperationalError, connectio
 from jetbridge.conf import Settings, get_settings
 from jetbridge.errors import BrokerUnreachable, JetbridgeError
 from jetbridge.management.exit_codes import ExitCode
+from jetbridge.runtime import supervisor
 
 SCHEMA: Final = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a command ended. ``last_line`` is JSON that the text form ends with, for scripts that read the last line."""
+    """
+    How a command ended.
+
+    ``last_line`` is JSON that the text form ends with, for scripts that read the last line. ``leave_threads``: some
+    threads hang in a handler, so the process ends without waiting for them.
+    """
 
     code: ExitCode = ExitCode.DONE
     document: Mapping[str, object] = field(default_factory=dict)
     text: str = ""
     last_line: Mapping[str, object] | None = None
+    leave_threads: bool = False
 
 
 class JetbridgeCommand(BaseCommand):
@@ -76,6 +83,8 @@ class JetbridgeCommand(BaseCommand):
         except KeyboardInterrupt:
             sys.exit(ExitCode.INTERRUPTED)
         self.emit(outcome, chosen)
+        if outcome.leave_threads:
+            supervisor.end_now(outcome.code)
         if outcome.code is not ExitCode.DONE:
             sys.exit(outcome.code)
 

@@ -81,6 +81,7 @@ class Relay:
         self._failures = 0
         self._stream_created_at: datetime | None = None
         self._epoch = 0
+        self._ttl_disabled_in = -1
 
     async def tick(self) -> float:
         """One page; returns seconds to sleep."""
@@ -119,18 +120,24 @@ class Relay:
         return self._pause(verdicts)
 
     async def _publish(self, records: Sequence[OutboxRecord], deadline_s: float) -> Verdicts:
-        message_ttl = self._connection.server_version >= TTL_SINCE
+        # A stream made by an older server has the switch off until it is provisioned again.
+        epoch = self._connection.epoch
+        message_ttl = self._connection.server_version >= TTL_SINCE and self._ttl_disabled_in != epoch
         messages = [
             sorting.outgoing(record, self._settings.destinations, message_ttl=message_ttl)
             for record in records
         ]
         results = await self._publisher.publish(messages, deadline_s=deadline_s)
-        return sorting.judge(
+        verdicts = sorting.judge(
             records,
             results,
             stream=self._settings.stream,
             hold_key=self._settings.on_refused == "hold_key",
         )
+        if verdicts.ttl_disabled:
+            self._ttl_disabled_in = epoch
+            logger.warning("The stream %s takes no Nats-TTL; run jetbridge_provision.", self._settings.stream)
+        return verdicts
 
     async def _apply(self, verdicts: Verdicts) -> None:
         if verdicts.stored:

@@ -16,6 +16,7 @@ from jetbridge.outbox.records import OutboxRecord, Settled
 
 Lane = tuple[str, str]
 NATS_TTL = "Nats-TTL"
+TTL_DISABLED = 10166
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +79,7 @@ class Verdicts:
         refused: Rows that can never be stored as they are, with the reason.
         followers: Rows of a refused row's key that must not overtake it.
         outage: Why some rows were not stored and are left as they are; ``""`` if none.
+        ttl_disabled: The stream takes no ``Nats-TTL``: to be sent again without.
     """
 
     stored: list[Settled] = field(default_factory=list)
@@ -85,6 +87,7 @@ class Verdicts:
     refused: list[tuple[OutboxRecord, Refused]] = field(default_factory=list)
     followers: list[OutboxRecord] = field(default_factory=list)
     outage: str = ""
+    ttl_disabled: bool = False
 
 
 WRONG_STREAM = "wrong_stream"
@@ -124,6 +127,9 @@ def judge(
 def _refused(
     verdicts: Verdicts, record: OutboxRecord, refusal: Refused, anything_stored: bool, lanes: set[Lane]
 ) -> None:
+    if refusal.err_code == TTL_DISABLED:
+        verdicts.ttl_disabled = True
+        return
     match classify(refusal):
         case Fault.MESSAGE:
             verdicts.refused.append((record, refusal))

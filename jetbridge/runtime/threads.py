@@ -10,7 +10,9 @@ stay inside the thread's transaction.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
+import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
@@ -20,6 +22,7 @@ from django.db import DatabaseError, InterfaceError, connections
 
 P = ParamSpec("P")
 T = TypeVar("T")
+CLOSE_S = 1.0
 
 
 class Threads:
@@ -29,7 +32,6 @@ class Threads:
     Args:
         name: Prefix of the threads' names.
         size: Number of threads, and so of connections per alias in use.
-        prepare: Called once per thread and connection, before its first job, to set session options.
     """
 
     def __init__(self, name: str, size: int) -> None:
@@ -51,12 +53,17 @@ class Threads:
 
     def close(self, *, wait: bool = True) -> None:
         """Close every thread's connections and end the threads; with ``wait=False`` running ones are left behind."""
+        together = threading.Barrier(self.size)
         for _ in range(self.size):
-            try:
-                self._pool.submit(connections.close_all)
-            except RuntimeError:
-                break
+            self._pool.submit(_close_connections, together)
         self._pool.shutdown(wait=wait)
+
+
+def _close_connections(together: threading.Barrier) -> None:
+    """In every thread of a pool: nobody goes on before all have come, or one thread would take all the jobs."""
+    with contextlib.suppress(threading.BrokenBarrierError):
+        together.wait(CLOSE_S)
+    connections.close_all()
 
 
 def _with_connections(function: Callable[[], T]) -> T:

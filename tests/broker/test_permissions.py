@@ -22,12 +22,12 @@ from nats.aio.msg import Msg
 from jetbridge.conf import Settings
 from jetbridge.jetstream.connection import Connection, options_for
 from jetbridge.jetstream.denials import PermissionDenied
-from jetbridge.jetstream.embedded import EmbeddedServer
+from jetbridge.jetstream.embedded import EmbeddedServer, find_binary
 from jetbridge.jetstream.permissions import ROLES, Role, permissions, render
 from jetbridge.jetstream.provision import provision
 from jetbridge.jetstream.provision_report import ProvisionReport
 from jetbridge.jetstream.subjects import covered
-from tests.broker.provisioning import actions, connected, settings_of
+from tests.broker.provisioning import actions, binaries, connected, settings_of
 from tests.waiting import eventually
 
 SENT = re.compile(r"cid:(\d+) .*<<- \[H?PUB (\S+) ")
@@ -68,7 +68,12 @@ def users_of(app: str, keys: Mapping[str, object]) -> list[str]:
     return [render(settings, role) for role in ROLES]
 
 
-@pytest.fixture(params=["", "feature_flags { js_ack_fc_v2: true }"], ids=["ack-v1", "ack-v2"])
+# Servers from 2.14 on can be told to send acknowledgement subjects with domain and account in front.
+SERVERS = [pytest.param((one, ""), id=one.name) for one in binaries()]
+SERVERS.append(pytest.param((find_binary(), "feature_flags { js_ack_fc_v2: true }"), id="ack-v2"))
+
+
+@pytest.fixture(params=SERVERS)
 def broker(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Broker]:
@@ -76,10 +81,9 @@ def broker(
         for role in ROLES:
             monkeypatch.setenv(f"{app}_{role}_PASSWORD".upper(), password(app, role))
     users = "\n".join([*users_of("orders", ORDERS), *users_of("billing", BILLING)])
-    extra = (
-        f"trace: true\n{request.param}\naccounts {{ BRIDGE {{ jetstream: enabled, users: [\n{users}\n] }} }}"
-    )
-    with EmbeddedServer(tmp_path, conf_extra=extra) as server:
+    binary, flags = request.param
+    extra = f"trace: true\n{flags}\naccounts {{ BRIDGE {{ jetstream: enabled, users: [\n{users}\n] }} }}"
+    with EmbeddedServer(tmp_path, conf_extra=extra, binary=binary) as server:
         yield Broker(server=server)
 
 

@@ -253,4 +253,3 @@ def test_an_account_without_jetstream_is_said_so(tmp_path: Path) -> None:
 
         with pytest.raises(BrokerUnreachable, match=r"JetStream|STREAM\.INFO"):
             connected(settings, lambda one: provision(one, settings))
-

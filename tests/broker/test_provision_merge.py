@@ -159,4 +159,3 @@ def test_a_source_in_another_stream_is_pointed_at(pair: Pair) -> None:
 
     assert actions(report) == ["created", "missing"]
     assert f"It is in stream {stream}" in report.text()
-

@@ -159,4 +159,3 @@ def test_messages_that_no_durable_reads_are_reported(pair: Pair) -> None:
     (text,) = [one.text for one in provisioned.notices if one.code == "no_durable"]
     assert text.startswith(f"3 messages wait on {pair.a}.sync.{pair.b}, ")
     assert (provisioned.is_complete, checked.is_complete, after.is_complete) == (True, False, True)
-

@@ -56,7 +56,8 @@ def test_headers_arrive_in_their_case_and_order(nats_server):
     asyncio.run(scenario())
 
 
-def test_a_refused_message_holds_back_its_lane_and_no_other(nats_server):
+@pytest.mark.parametrize("window", [1, 2, 512])
+def test_a_refused_message_holds_back_its_lane_and_no_other(nats_server, window):
     """Number 3 of a key must not be stored while number 2 was refused; other keys and no key go on."""
 
     async def scenario() -> None:
@@ -72,7 +73,7 @@ def test_a_refused_message_holds_back_its_lane_and_no_other(nats_server):
                 message(f"{s}.a", "free"),
                 message(f"{s}.a", "b2", lane="b"),
             ]
-            results = await WindowPublisher(connection).publish(page, deadline_s=5)
+            results = await WindowPublisher(connection, window=window).publish(page, deadline_s=5)
 
             assert kinds(results) == ["Stored", "Refused", "NotSent", "Stored", "NotSent", "Stored", "Stored"]
             assert isinstance(results[1], Refused)

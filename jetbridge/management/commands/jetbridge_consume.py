@@ -5,20 +5,16 @@ from __future__ import annotations
 from argparse import Namespace
 from dataclasses import asdict
 
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import CommandParser
 
 from jetbridge import autodiscovery
 from jetbridge.conf import Settings
 from jetbridge.consumer.process import ConsumeReport, run_consumer
-from jetbridge.errors import JetbridgeError
 from jetbridge.management.base import JetbridgeCommand, Outcome
 from jetbridge.management.exit_codes import ExitCode
 from jetbridge.management.options import add_until_empty
 from jetbridge.runtime import supervisor
-
-
-class NoSources(JetbridgeError):
-    """There is nothing to consume."""
 
 
 class Command(JetbridgeCommand):
@@ -35,7 +31,9 @@ class Command(JetbridgeCommand):
 
     def run(self, settings: Settings, options: Namespace) -> Outcome:
         if not settings.sources:
-            raise NoSources('JETBRIDGE["SOURCES"] is empty: name the apps whose events this one handles.')
+            raise ImproperlyConfigured(
+                'JETBRIDGE["SOURCES"] is empty: name the apps whose events this one handles.'
+            )
         autodiscovery.discover()
         report = supervisor.run(
             lambda stop: run_consumer(
@@ -47,11 +45,15 @@ class Command(JetbridgeCommand):
 
 def _outcome(report: ConsumeReport, *, one_shot: bool) -> Outcome:
     if not one_shot:
-        return Outcome(text=f"Stopped after {report.totals.handled} handled events.")
+        return Outcome(
+            code=ExitCode.FAILED if report.left else ExitCode.DONE,
+            text=f"Stopped after {report.totals.handled} handled events.",
+            leave_threads=bool(report.left),
+        )
     document = {**asdict(report.totals), "refused": 0, "parked": 0, "left": report.left}
     code = ExitCode.DONE
     if not report.finished:
         code = ExitCode.TIMED_OUT
     elif report.totals.dead:
         code = ExitCode.PROBLEMS
-    return Outcome(code=code, document=document, last_line=document)
+    return Outcome(code=code, document=document, last_line=document, leave_threads=bool(report.left))
