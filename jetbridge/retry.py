@@ -22,6 +22,7 @@ REASON_MALFORMED: Final = "malformed_json"
 REASON_UNKNOWN: Final = "unknown_event"
 
 OUTAGE_DELAY_S: Final = 1.0
+TRANSIENT_DELAY_S: Final = 1.0
 _OUTAGE_SQLSTATES: Final = ("08", "53", "57P", "58", "25006", "40001", "40P01", "55P03", "55006")
 _OUTAGE_SQLITE: Final = ("locked", "busy", "disk i/o", "unable to open", "disk is full", "readonly")
 _OUTAGE_MYSQL: Final = frozenset({1040, 1205, 1213, 1290, 2002, 2003, 2006, 2013, 2055})
@@ -84,8 +85,11 @@ def decide(error: BaseException, attempt: int, policy: RetryPolicy, rng: random.
             return GiveUp(reason=REASON_MALFORMED)
     if isinstance(error, policy.permanent):
         return GiveUp(reason=REASON_UNRECOVERABLE)
-    if isinstance(error, policy.transient) or is_outage(error):
-        return Again(delay_s=max(OUTAGE_DELAY_S, policy.delay_s(1, rng)), spends=False)
+    if isinstance(error, policy.transient):
+        return Again(delay_s=max(TRANSIENT_DELAY_S, policy.delay_s(1, rng)), spends=False)
+    if is_outage(error):
+        # Not the handler's backoff: that may be minutes, and work resumes within seconds of an outage's end.
+        return Again(delay_s=OUTAGE_DELAY_S, spends=False)
     if attempt >= policy.max_attempts:
         return GiveUp(reason=REASON_EXHAUSTED)
     delay = (

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import itertools
+import json
 import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -188,21 +189,20 @@ class World:
 
         self.nats(main)
 
-    def send_raw(self, header_block: bytes, body: bytes) -> None:
-        """Store a message whose header block no client would write; raw protocol, acknowledged by the stream."""
+    def send_raw(self, *messages: tuple[bytes, bytes]) -> None:
+        """Store (header block, body) pairs that no client would write: raw protocol, acknowledged by the stream."""
         subject = f"{self.shop}.sync.{self.billing}"
 
         async def main(client: Client) -> None:
             inbox = client.new_inbox()
             answers = await client.subscribe(inbox)
             await client.flush()
-            frame = (
-                f"HPUB {subject} {inbox} {len(header_block)} {len(header_block) + len(body)}\r\n".encode()
-            )
-            await client._send_command(frame + header_block + body + b"\r\n")  # type: ignore[attr-defined]
-            await client._flush_pending()  # type: ignore[attr-defined]
-            answer = await answers.next_msg(5)
-            assert b'"seq"' in answer.data, answer.data
+            for block, data in messages:
+                head = f"HPUB {subject} {inbox} {len(block)} {len(block) + len(data)}\r\n".encode()
+                await client._send_command(head + block + data + b"\r\n")
+                await client._flush_pending()
+                answer = await answers.next_msg(5)
+                assert b'"seq"' in answer.data, answer.data
 
         self.nats(main)
 
@@ -211,8 +211,6 @@ class World:
         stream = f"jetbridge-{app or self.shop}"
 
         async def main(client: Client) -> list[Raw]:
-            import json
-
             found: list[Raw] = []
             sequence = 1
             while True:
@@ -259,8 +257,6 @@ def outbox(**filters: Any) -> list[Outbox]:
 
 def body(event_id: str | None = "1", event_type: str = "order.placed", **members: Any) -> bytes:
     """A body as DESIGN of the wire has it; ``None`` leaves the event id out."""
-    import json
-
     known: dict[str, Any] = {
         "event_id": event_id,
         "schema_version": 1,

@@ -74,6 +74,7 @@ class Consumer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(threads.size)
         self._draining = asyncio.Event()
+        self._running: set[Item] = set()
         self._in_hand: Counter[str] = Counter()
         self.on_room: Callable[[str], None] = lambda feed: None
 
@@ -143,7 +144,11 @@ class Consumer:
                     return None
                 if item.message.abandoned:
                     return Settled(how="abandoned")
-                settlement = await self._attempt(item)
+                self._running.add(item)
+                try:
+                    settlement = await self._attempt(item)
+                finally:
+                    self._running.discard(item)
             if isinstance(settlement, Settled):
                 return settlement
             logger.info(
@@ -215,8 +220,11 @@ class Consumer:
         if not held_sources or self._draining.is_set():
             return DEFERRED_EVERY_S
         in_hand = {m.deferred[1] for m in self._messages if m.deferred is not None and m.deferred[0] == using}
+        limit = min(DEFERRED_AT_ONCE, self._settings.max_in_flight - len(in_hand))
+        if limit <= 0:
+            return DEFERRED_EVERY_S  # a large redrive waits as well in its table
         records = await self._store_threads.run(
-            deferred.due, sources=held_sources, without=in_hand, limit=DEFERRED_AT_ONCE, using=using
+            deferred.due, sources=held_sources, without=in_hand, limit=limit, using=using
         )
         for record in records:
             job = routing.job_of_deferred(record, self._registry, self._settings, using=using)
@@ -231,7 +239,7 @@ class Consumer:
             )
             self._messages.add(message)
             self._push(Item(job=job, message=message))
-        return 0.0 if len(records) == DEFERRED_AT_ONCE else DEFERRED_EVERY_S
+        return 0.0 if len(records) == limit else DEFERRED_EVERY_S
 
     # --- ending ----------------------------------------------------------------------------------
 
@@ -256,9 +264,10 @@ class Consumer:
         self._draining.set()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout_s)
-        running = len(self._tasks)
-        if not running:
-            for message in list(self._messages):
-                if message.reply and not message.abandoned:
-                    await acks.nak(self._connection, message.reply)
-        return running
+        # Followers of a running item stay with it: given back, they would overtake it at the next owner.
+        kept = {other.message for item in self._running for other in self._lanes.of(item.lane())}
+        # In stream order: the server redelivers in the order of the naks.
+        for message in sorted(self._messages - kept, key=lambda message: message.sequence):
+            if message.reply and not message.abandoned:
+                await acks.nak(self._connection, message.reply)
+        return len(self._running)

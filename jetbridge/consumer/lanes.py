@@ -5,7 +5,7 @@ Lanes: one item of a key at a time, in order; keys side by side. A data structur
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Sequence
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -39,7 +39,6 @@ class Lanes(Generic[T]):
     def __len__(self) -> int:
         return sum(map(len, self._lanes.values()))
 
-    def items(self) -> Iterator[T]:
-        """Everything in the lanes, heads first within each."""
-        for waiting in self._lanes.values():
-            yield from waiting
+    def of(self, lane: Hashable) -> Sequence[T]:
+        """What is in a lane, its head first."""
+        return tuple(self._lanes.get(lane, ()))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Final
 
 from jetbridge import envelope, partition, text, topology
 from jetbridge.conf import Settings
@@ -12,6 +15,9 @@ from jetbridge.outbox.drafts import Draft, header_bytes
 from jetbridge.received import Received
 
 MAX_MESSAGE_CHARS = 500
+_NAME: Final = re.compile(r"[!-9;-~]+")
+_VALUE: Final = re.compile(r"[\t\x20-\x7e]*")
+_FACTS: Final = ("x-dlq-", "x-dead-letter", "x-deliveries")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,10 +50,7 @@ def notice(received: Received, failure: Failure, *, message_id: str, settings: S
         "stream": received.stream,
         "published_at": envelope.format_instant(datetime.now(UTC).replace(microsecond=0)),
     }
-    original = {
-        name: value for name, value in envelope.copied_headers(received.headers).items() if value.isascii()
-    }
-    headers = text.storable_headers(original) | {
+    headers = _original(received.headers) | {
         "x-dead-letter": "true",
         "x-dlq-reason": failure.reason,
         "x-deliveries": str(failure.attempts),
@@ -68,6 +71,15 @@ def notice(received: Received, failure: Failure, *, message_id: str, settings: S
         causation_id="",
         correlation_id="",
     )
+
+
+def _original(headers: Mapping[str, str]) -> dict[str, str]:
+    """What can be sent of a foreign message's headers, without facts of an earlier dead letter."""
+    return {
+        name: value
+        for name, value in envelope.copied_headers(headers).items()
+        if _NAME.fullmatch(name) and _VALUE.fullmatch(value) and not name.lower().startswith(_FACTS)
+    }
 
 
 def is_sendable(row: Draft, settings: Settings) -> bool:

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 from django.conf import settings as django_settings
 from django.db import transaction
@@ -223,7 +223,7 @@ def select(
     """The dead letters of a selection, oldest first; ``states=None`` means any."""
     rows = _selected(selection, states, using).order_by("id").values_list(*_SUMMARY)
     limited = rows[: selection.limit] if selection.limit is not None else rows
-    return [DeadLetterSummary(**dict(zip(_SUMMARY, row, strict=True))) for row in limited]
+    return [_summary(row) for row in limited]
 
 
 def count(selection: Selection, *, states: Collection[DeadLetterState] | None, using: str) -> int:
@@ -256,8 +256,21 @@ def get(dead_letter_id: int, *, using: str) -> DeadLetterRecord | None:
     return None if row is None else _record(row)
 
 
+def open_of_event(source: str, event_id: str, *, using: str) -> DeadLetterSummary | None:
+    """The newest open dead letter that a handler made of an event."""
+    rows = DeadLetter.objects.using(using).filter(
+        source=source, event_id=event_id, state=DeadLetterState.OPEN
+    )
+    row = rows.exclude(handler="").order_by("-id").values_list(*_SUMMARY).first()
+    return None if row is None else _summary(row)
+
+
 def _of(handler: str, source: str, event_id: str, using: str) -> QuerySet[DeadLetter]:
     return DeadLetter.objects.using(using).filter(handler=handler, source=source, event_id=event_id)
+
+
+def _summary(row: Sequence[Any]) -> DeadLetterSummary:
+    return DeadLetterSummary(**dict(zip(_SUMMARY, row, strict=True)))
 
 
 def _record(row: DeadLetter) -> DeadLetterRecord:

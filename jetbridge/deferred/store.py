@@ -96,6 +96,11 @@ def any_due(*, sources: Collection[str], using: str) -> bool:
     return Deferred.objects.using(using).filter(due_at__lte=WallClock(), source__in=sources).exists()
 
 
+def waits(*, source: str, event_id: str, using: str) -> bool:
+    """Whether any handler has yet to run a stored message."""
+    return Deferred.objects.using(using).filter(source=source, event_id=event_id).exists()
+
+
 def remove(*, handler: str, source: str, event_id: str, using: str) -> int:
     """The message has been settled; inside the transaction that settles it."""
     rows = Deferred.objects.using(using).filter(handler=handler, source=source, event_id=event_id)

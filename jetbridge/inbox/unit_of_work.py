@@ -56,6 +56,7 @@ class Failed:
 
 
 logger = logging.getLogger("jetbridge.inbox")
+GONE_DELAY_S = 0.1
 
 Result: TypeAlias = Processed | Duplicate | NotYet | Failed
 
@@ -163,6 +164,9 @@ class _Run:
             work.received, work.handler.name, lock_timeout_s=self.settings.lock_timeout_s, using=using
         )
         entry = None if new else store.lock(work.received, work.handler.name, using=using)
+        if not new and entry is None:
+            # Deleted in between. Without a row nothing would stop a second copy.
+            raise _TooEarly(GONE_DELAY_S)
         store.end_lock_timeout(using=using)
         self._check(entry)
         return entry

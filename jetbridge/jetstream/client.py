@@ -47,15 +47,19 @@ class Client(NatsClient):
         self._tcp_timeout_s = tcp_timeout_s
         self._handlers: dict[int, Handler] = {}
 
+    @property
+    def version(self) -> str:
+        """The server's, such as ``2.12.8``; ``""`` before it said so."""
+        return str(self._server_info.get("version", ""))
+
     # --- sending and receiving -------------------------------------------------------------------
 
     def push(self, frames: bytes) -> bool:
         """
         Queue whole protocol frames; ``False`` when they were not taken.
 
-        What ``publish()`` does, without its two coroutines per message and with one frame for a whole burst
-        (3 us against 22 us a message with two headers). It never waits, so it cannot swallow
-        a cancellation as ``publish()`` does when the server stops reading.
+        It never waits, so it cannot swallow a cancellation, as nats-py's ``publish()`` does once the server stops
+        reading. And it takes a whole burst at once: 3 to 4 us of CPU a message with two headers, against 6 to 9.
         """
         queue = self._flush_queue
         if (

@@ -97,7 +97,7 @@ class Connection:
         """``(2, 12, 8)``; zeros while unconnected."""
         if self._session is None:
             return (0, 0, 0)
-        found = re.match(r"(\d+)\.(\d+)\.(\d+)", str(self._session.client._server_info.get("version", "")))
+        found = re.match(r"(\d+)\.(\d+)\.(\d+)", self._session.client.version)
         return (int(found[1]), int(found[2]), int(found[3])) if found else (0, 0, 0)
 
     async def start(self) -> None:

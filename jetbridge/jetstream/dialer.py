@@ -55,7 +55,7 @@ class Dialer:
         async def on_lame_duck() -> None:
             # The server closes us in a moment anyway. Going now lets us choose another; with one address there is none.
             if len(client.servers) > 1:
-                "the server is shutting down (lame duck)"
+                client.lose("the server is shutting down (lame duck)")
 
         options = self._options
         await client.open(

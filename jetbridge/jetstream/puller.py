@@ -188,7 +188,8 @@ class Puller:
                 await self._wait_news(due - time.monotonic())
                 now = time.monotonic()
                 if now - due > tick:
-                    # The loop was blocked, by whoever: what the server said meanwhile is still unread.
+                    # The loop was blocked, by whoever, and what the server said meanwhile may still be unread:
+                    # asyncio looks at sockets before timers, other loops do not.
                     self.last_heard = now
                 self._pulls.write_off(now)
                 if self._is_silent(now):

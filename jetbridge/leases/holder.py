@@ -53,7 +53,6 @@ class LeaseHolder:
         self._held: frozenset[str] = frozenset()
         self._safe_until = float("-inf")
         self._idle_since: float | None = None
-        self._ensured = False
 
     def held(self) -> frozenset[str]:
         """The leases this process may act on at this moment."""
@@ -82,14 +81,12 @@ class LeaseHolder:
             await self._threads.run(store.release, held, owner=self._owner, using=self._using)
 
     def _renew_and_acquire(self) -> frozenset[str]:
-        if not self._ensured:
-            store.ensure(self._names, using=self._using)
-            self._ensured = True
         held: set[str] = set()
         if self._held:
             held = store.renew(self._held, owner=self._owner, ttl_s=self._ttl_s, using=self._using)
         free = self._names - held
         if free:
+            store.ensure(free, using=self._using)  # each time: somebody may empty the table under us
             held |= store.acquire(
                 free, owner=self._owner, ttl_s=self._ttl_s, limit=len(free), using=self._using
             )

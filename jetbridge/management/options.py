@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from argparse import ArgumentTypeError, Namespace
+from datetime import UTC, datetime, timedelta
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import CommandParser
+from django.utils import timezone
 
 from jetbridge.conf import Settings
 
@@ -51,3 +54,25 @@ def seconds(text: str) -> float:
     if not value > 0:
         raise ArgumentTypeError(f"a positive number of seconds is expected, got {text!r}")
     return value
+
+
+def count(text: str) -> int:
+    """A positive whole number: an id, or how many."""
+    if not text.isascii() or not text.isdigit() or not 0 < int(text) < 2**63:
+        raise ArgumentTypeError(f"a positive whole number is expected, got {text!r}")
+    return int(text)
+
+
+def since(text: str) -> datetime:
+    """An instant in UTC: a span before now (``30m``, ``2h``, ``7d``) or ISO 8601 (no offset: local time)."""
+    span = re.fullmatch(r"(\d{1,5})([smhd])", text)
+    if span is not None:
+        unit = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}[span[2]]
+        return datetime.now(UTC) - timedelta(**{unit: int(span[1])})
+    try:
+        instant = datetime.fromisoformat(text)
+    except ValueError:
+        raise ArgumentTypeError(
+            f"a span such as 30m, 2h, 7d or a time such as 2026-11-22T14:00Z is expected, got {text!r}"
+        ) from None
+    return (instant if instant.tzinfo else timezone.make_aware(instant)).astimezone(UTC)

@@ -23,7 +23,7 @@ from jetbridge.event import Event
 _TYPE: Final = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
 _HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _HEADER_VALUE: Final = re.compile(r"[\x20-\x7e]*")
-_RESERVED: Final = ("nats-", "jetbridge-", "x-dlq-", "x-dead-letter", "x-deliveries")
+RESERVED_HEADERS: Final = ("nats-", "jetbridge-", "x-dlq-", "x-dead-letter", "x-deliveries")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +137,6 @@ def _complete(event: Event, settings: Settings, cause: Handling | None) -> Event
         raise InvalidEvent(f"payload must be a mapping (a JSON object), got {type(event.payload).__name__}.")
     resource_type = event.resource_type or envelope.default_resource_type(event_type)
     resource_id = _resource_id(event)
-    cause_delivery = cause.delivery if cause else None
     return replace(
         event,
         resource_type=_name("resource_type", resource_type),
@@ -146,11 +145,11 @@ def _complete(event: Event, settings: Settings, cause: Handling | None) -> Event
         headers=check_headers(event.headers),
         event_id=ids.new_event_id() if event.event_id is None else ids.check_event_id(event.event_id),
         occurred_at=_occurred_at(event.occurred_at),
-        trace_id=_trace_id(event.trace_id, cause_delivery.trace_id if cause_delivery else None),
+        trace_id=_given("trace_id", event.trace_id) or _inherited(cause, "trace_id") or ids.new_trace_id(),
         producer=settings.app_name,
         schema_version=1,
-        causation_id=event.causation_id or (cause_delivery.event_id or "" if cause_delivery else ""),
-        correlation_id=event.correlation_id or (cause_delivery.correlation_id if cause_delivery else ""),
+        causation_id=_given("causation_id", event.causation_id) or _inherited(cause, "event_id"),
+        correlation_id=_given("correlation_id", event.correlation_id) or _inherited(cause, "correlation_id"),
     )
 
 
@@ -184,10 +183,15 @@ def _key(key: object, resource_type: str, resource_id: str) -> str:
     return _name("key", key)
 
 
-def _trace_id(given: object, inherited: str | None) -> str:
-    if given is None:
-        return inherited or ids.new_trace_id()
-    return _name("trace_id", given)
+def _given(what: str, value: object) -> str:
+    """What the caller said, if anything."""
+    return "" if value is None or value == "" else _name(what, value)
+
+
+def _inherited(cause: Handling | None, member: str) -> str:
+    """What comes from the handled event: foreign text, which must not make the handler's own publish fail."""
+    value = getattr(cause.delivery, member) if cause is not None else None
+    return text.storable(value or "", text.MAX_NAME_CHARS)
 
 
 def _occurred_at(value: object) -> datetime:
@@ -217,9 +221,9 @@ def check_headers(headers: object) -> dict[str, str]:
     for name, value in headers.items():
         if not isinstance(name, str) or _HEADER_NAME.fullmatch(name) is None:
             raise InvalidEvent(f"A header name must be an ASCII token, got {name!r}.")
-        if name.lower().startswith(_RESERVED):
+        if name.lower().startswith(RESERVED_HEADERS):
             raise InvalidEvent(
-                f"The header {name!r} is reserved; names must not start with {', '.join(_RESERVED)}."
+                f"The header {name!r} is reserved; names must not start with {', '.join(RESERVED_HEADERS)}."
             )
         if not isinstance(value, str) or _HEADER_VALUE.fullmatch(value) is None:
             raise InvalidEvent(f"The header {name!r} must be a string of printable ASCII, got {value!r}.")

@@ -236,10 +236,15 @@ def unpark(subject: str, buckets: Collection[int], *, using: str) -> int:
     return rows.update(state=OutboxState.READY, error_code="", error="", state_at=WallClock())
 
 
-def release_held(subject: str, key: str, *, using: str) -> bool:
-    """Make the followers of a key ready again; ``False`` while one of its rows is still refused."""
+def release_held(subject: str, key: str, *, passing: bool = False, using: str) -> bool:
+    """
+    Make the followers of a key ready again.
+
+    Returns:
+        ``False`` while one of its rows is still refused, unless ``passing`` says that they may go on.
+    """
     rows = Outbox.objects.using(using).filter(subject=subject, key=key)
-    if rows.filter(state=OutboxState.REFUSED).exists():
+    if not passing and rows.filter(state=OutboxState.REFUSED).exists():
         return False
     rows.filter(state=OutboxState.HELD).update(state=OutboxState.READY, state_at=WallClock())
     return True

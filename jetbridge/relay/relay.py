@@ -87,6 +87,7 @@ class Relay:
         """One page; returns seconds to sleep."""
         held = self._holder.held()
         if not held:
+            self._buckets = frozenset()  # another owner may park and hold rows that we then have to learn
             return 0.1
         if not self._connection.is_connected:
             await self._connection.ready(1.0)
@@ -142,6 +143,8 @@ class Relay:
     async def _apply(self, verdicts: Verdicts) -> None:
         if verdicts.stored:
             await self._threads.run(self._settle, verdicts.stored)
+        if not self._holder.held():
+            return  # what is not stored is the next owner's to judge
         for subject, (records, refusal) in verdicts.parked.items():
             logger.error(
                 "Parking %s: %s. Its events wait, the others flow; trying again every %g s.",
@@ -154,11 +157,11 @@ class Relay:
         for record, refusal in verdicts.refused:
             logger.error("Refused: outbox row %d to %s: %s.", record.id, record.subject, refusal.description)
             self.totals.refused += 1
+            if record.key and self._settings.on_refused == "hold_key":
+                self._refused.add((record.subject, record.key))  # before a commit whose answer may get lost
             await self._set_aside(
                 [record], OutboxState.REFUSED, sorting.code_of(refusal), refusal.description
             )
-            if record.key and self._settings.on_refused == "hold_key":
-                self._refused.add((record.subject, record.key))
         await self._set_aside(
             verdicts.followers, OutboxState.HELD, "held", "An older event of its key is refused."
         )
@@ -231,8 +234,9 @@ class Relay:
         now = time.monotonic()
         for subject in [subject for subject, due in self._parked.items() if due <= now]:
             if await self._is_passable(subject):
-                del self._parked[subject]
+                # Forgotten only when its rows are ready: if this fails, they must not be overtaken.
                 moved = await self._threads.run(store.unpark, subject, self._buckets, using=self._using)
+                del self._parked[subject]
                 logger.info("%s works again; %d events follow.", subject, moved)
             else:
                 self._parked[subject] = time.monotonic() + self._settings.park_retry_s
@@ -251,11 +255,12 @@ class Relay:
         return bool(verdicts.stored or verdicts.refused)
 
     async def _release_held(self) -> None:
-        """Let the followers of a key go on once no row of it is refused any more."""
+        """Let the followers of a key go on once no row of it is refused any more, or refused rows are passed."""
         now = time.monotonic()
         if not self._refused or now < self._next_release:
             return
         self._next_release = now + RELEASE_EVERY_S
+        passing = self._settings.on_refused == "pass"
         for subject, key in list(self._refused):
-            if await self._threads.run(store.release_held, subject, key, using=self._using):
+            if await self._threads.run(store.release_held, subject, key, passing=passing, using=self._using):
                 self._refused.discard((subject, key))

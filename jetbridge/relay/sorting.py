@@ -36,10 +36,11 @@ def sort(records: Sequence[OutboxRecord], *, parked: Collection[str], refused: C
     """
     send, park, hold = [], [], []
     for record in records:
-        if record.subject in parked:
-            park.append(record)
-        elif record.key and (record.subject, record.key) in refused:
+        # Held before parked: a parked row is tried as soon as its subject works, and must not overtake its key.
+        if record.key and (record.subject, record.key) in refused:
             hold.append(record)
+        elif record.subject in parked:
+            park.append(record)
         else:
             send.append(record)
     return Sorted(send=send, park=park, hold=hold)

@@ -10,11 +10,11 @@ stay inside the thread's transaction.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
-import threading
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from queue import SimpleQueue
+from threading import Thread
 from typing import ParamSpec, TypeVar
 
 from asgiref.sync import async_to_sync, sync_to_async
@@ -22,12 +22,14 @@ from django.db import DatabaseError, InterfaceError, connections
 
 P = ParamSpec("P")
 T = TypeVar("T")
-CLOSE_S = 1.0
 
 
 class Threads:
     """
     ``size`` threads with database connections of their own.
+
+    Not a ``ThreadPoolExecutor``: the interpreter waits for that one's threads when it ends, so one handler
+    that hangs would keep a drained process alive for ever.
 
     Args:
         name: Prefix of the threads' names.
@@ -36,34 +38,55 @@ class Threads:
 
     def __init__(self, name: str, size: int) -> None:
         self.size = size
-        self._pool = ThreadPoolExecutor(max_workers=size, thread_name_prefix=f"jetbridge-{name}")
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._closed = False
+        self._threads = [
+            Thread(target=self._work, name=f"jetbridge-{name}_{number}", daemon=True)
+            for number in range(size)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """
         Run ``function`` in a thread and return its result; context variables go along.
 
         A cancelled caller does not stop the thread: what it began, it finishes.
+
+        Raises:
+            RuntimeError: The pool is closed.
         """
+        if self._closed:
+            raise RuntimeError("These threads are closed; nothing may be run on them any more.")
         context = contextvars.copy_context()
+        future: Future[T] = Future()
 
-        def job() -> T:
-            return _with_connections(lambda: function(*args, **kwargs))
+        def job() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(context.run(_with_connections, lambda: function(*args, **kwargs)))
+            except BaseException as error:  # the caller's to judge, on its side
+                future.set_exception(error)
 
-        return await asyncio.get_running_loop().run_in_executor(self._pool, context.run, job)
+        self._jobs.put(job)
+        return await asyncio.wrap_future(future)
 
     def close(self, *, wait: bool = True) -> None:
         """Close every thread's connections and end the threads; with ``wait=False`` running ones are left behind."""
-        together = threading.Barrier(self.size)
-        for _ in range(self.size):
-            self._pool.submit(_close_connections, together)
-        self._pool.shutdown(wait=wait)
+        if not self._closed:
+            self._closed = True
+            for _ in self._threads:
+                self._jobs.put(None)
+        if wait:
+            for thread in self._threads:
+                thread.join()
 
-
-def _close_connections(together: threading.Barrier) -> None:
-    """In every thread of a pool: nobody goes on before all have come, or one thread would take all the jobs."""
-    with contextlib.suppress(threading.BrokenBarrierError):
-        together.wait(CLOSE_S)
-    connections.close_all()
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+            del job  # or an idle thread keeps the last message's payload
+        connections.close_all()
 
 
 def _with_connections(function: Callable[[], T]) -> T:

@@ -6,10 +6,13 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 from jetbridge.jetstream.connection import Connection, ConnectionOptions
 from jetbridge.jetstream.publisher import Outgoing, Result, Stored, WindowPublisher
 from jetbridge.jetstream.puller import Incoming, Puller
+from tests.servers import NatsServer
+from tests.waiting import eventually
 
 _numbers = itertools.count(1)
 
@@ -161,3 +164,16 @@ async def put(publisher: WindowPublisher, stream: str, count: int) -> None:
 
 def kinds(results: list[Result]) -> list[str]:
     return [type(result).__name__ for result in results]
+
+
+def freeze(server: NatsServer) -> None:
+    """SIGSTOP, and wait until each of its threads has stopped: on a busy machine one may still answer a moment."""
+    server.sigstop()
+    tasks = Path(f"/proc/{server.pid}/task")
+    if tasks.exists():
+        eventually(
+            lambda: all(
+                stat.read_text().rpartition(")")[2].split()[0] == "T" for stat in tasks.glob("*/stat")
+            ),
+            interval_s=0.001,
+        )

@@ -13,7 +13,7 @@ import pytest
 
 from jetbridge.jetstream.connection import Connection
 from testproject.processes import free_port
-from tests.broker.lab import connected, make_stream, options, unique
+from tests.broker.lab import connected, freeze, make_stream, options, unique
 from tests.waiting import aeventually
 
 
@@ -56,7 +56,7 @@ def test_a_frozen_server_with_data_queued_is_left_for_another(make_nats_server):
     async def scenario() -> None:
         async with connected(*servers, ping_interval_s=0.3, tcp_timeout_s=30.0) as connection:
             frozen, healthy = first_and_other(connection, servers)
-            servers[frozen].sigstop()
+            freeze(servers[frozen])
             for _ in range(30):
                 connection.push(b"PUB x %d\r\n%b\r\n" % (200_000, b"x" * 200_000))
                 await asyncio.sleep(0)
@@ -173,7 +173,7 @@ def test_an_answer_to_a_ping_that_gave_up_does_not_end_the_read_loop(make_nats_s
         async with connected(server.url) as connection:
             session = connection.session
             assert session is not None
-            server.sigstop()
+            freeze(server)
             assert not await session.barrier(0.2)
             server.sigcont()
             assert await session.barrier(5)

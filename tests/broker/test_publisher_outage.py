@@ -8,7 +8,7 @@ import time
 import pytest
 
 from jetbridge.jetstream.publisher import NotSent, Stored, WindowPublisher
-from tests.broker.lab import connected, kinds, make_stream, message, stored
+from tests.broker.lab import connected, freeze, kinds, make_stream, message, stored
 from tests.waiting import aeventually
 
 
@@ -58,7 +58,7 @@ def test_a_frozen_server_costs_the_deadline_and_no_more(make_nats_server):
         async with connected(server.url) as connection:
             await make_stream(connection, "s")
             publisher = WindowPublisher(connection, window=10)
-            server.sigstop()
+            freeze(server)
             started = time.monotonic()
             results = await publisher.publish([message("s.a", str(n)) for n in range(15)], deadline_s=0.5)
             took = time.monotonic() - started
@@ -80,7 +80,7 @@ def test_a_frozen_server_with_data_queued_does_not_swallow_a_cancellation(make_n
         async with connected(server.url) as connection:
             await make_stream(connection, "s")
             publisher = WindowPublisher(connection, max_in_flight_bytes=6_000_000)
-            server.sigstop()
+            freeze(server)
             page = [message("s.a", b"x" * 500_000) for _ in range(40)]
             task = asyncio.create_task(publisher.publish(page, deadline_s=60))
             await aeventually(lambda: _unread(connection) > 1_000_000)
@@ -109,7 +109,7 @@ def test_a_late_answer_to_an_older_page_is_not_taken_for_a_newer_one(make_nats_s
             assert silent.session is not None
             assert await silent.session.barrier()
             publisher = WindowPublisher(connection)
-            server.sigstop()
+            freeze(server)
             old = await publisher.publish([message("s.a", f"old{n}") for n in range(5)], deadline_s=0.2)
             assert kinds(old) == ["NoAnswer"] * 5
             page = [message("never.answers", f"new{n}") for n in range(5)]

@@ -74,11 +74,21 @@ def all_blocks(*languages: str) -> list[Block]:
 
 
 def commands(block: Block) -> Iterator[list[str]]:
-    """The words of each line of a shell block; continued lines are one, comments are dropped."""
-    for line in block.text.replace("\\\n", " ").splitlines():
-        words = shlex.split(line, comments=True)
+    """The words of each command of a shell block, which may go over several lines; comments are dropped."""
+    pending = ""
+    for line in block.text.splitlines():
+        pending += line + "\n"
+        if pending.endswith("\\\n"):
+            pending = pending[:-2]
+            continue
+        try:
+            words = shlex.split(pending, comments=True)
+        except ValueError:
+            continue  # within quotes
+        pending = ""
         if words:
             yield words
+    assert not pending, f"{block}: the last command does not end: {pending!r}"
 
 
 def links(page: Path) -> list[str]:

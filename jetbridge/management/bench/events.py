@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
@@ -63,6 +64,12 @@ def messages(plan: Plan, settings: Settings, *, ordered: bool) -> list[Outgoing]
 def subject(settings: Settings) -> str:
     """Where the events go."""
     return topology.subject(settings.app_name, next(iter(settings.destinations)))
+
+
+def identity(body: bytes) -> tuple[str, int]:
+    """Key and number of an encoded event."""
+    event = json.loads(body)
+    return str(event["resource_id"]), int(event["payload"]["number"])
 
 
 def order_violations(seen: Iterable[tuple[str, int]]) -> int:

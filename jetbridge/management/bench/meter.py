@@ -6,8 +6,9 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from threading import Lock
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -17,6 +18,8 @@ from jetbridge.errors import JetbridgeError
 
 STALLED_S: Final = 30.0
 LOOK_S: Final = 0.005
+
+Execute = Callable[[str, Any, bool, dict[str, Any]], Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +82,7 @@ class Meter:
             statements=sum(counter.count for counter in self._counters),
         )
 
-    def saw(self, sql: object) -> None:
+    def saw(self, sql: str) -> None:
         """A statement is about to be sent."""
         if self.first is None and self._watch_for and self._watch_for in str(sql):
             self.first = self.read()
@@ -92,32 +95,25 @@ class Meter:
 class _Counter:
     """Counts on one connection, and so in one thread: a shared number would lose some."""
 
-    def __init__(self, connection: BaseDatabaseWrapper, saw: Callable[[object], None]) -> None:
+    def __init__(self, connection: BaseDatabaseWrapper, saw: Callable[[str], None]) -> None:
         self.connection = connection
         self.count = 0
         self._saw = saw
-        connection.execute_wrappers.append(self)
+        connection.execute_wrappers.append(self.wrap)
 
-    def __call__(
-        self,
-        execute: Callable[[object, object, object, object], object],
-        sql: object,
-        params: object,
-        many: object,
-        context: object,
-    ) -> object:
+    def wrap(self, execute: Execute, sql: str, params: Any, many: bool, context: dict[str, Any]) -> Any:
         self._saw(sql)
         self.count += 1
         return execute(sql, params, many, context)
 
     def remove(self) -> None:
-        if self in self.connection.execute_wrappers:
-            self.connection.execute_wrappers.remove(self)
+        if self.wrap in self.connection.execute_wrappers:
+            self.connection.execute_wrappers.remove(self.wrap)
 
 
 class Progress:
     """
-    Counts towards a number, from any one thread at a time or under the lock of the caller.
+    Counts towards a number, from any thread.
 
     Attributes:
         last: The reading at the latest count.
@@ -129,10 +125,12 @@ class Progress:
         self._meter = meter
         self._expected = expected
         self._what = what
+        self._lock = Lock()
 
     def add(self, count: int) -> None:
-        self.count += count
-        self.last = self._meter.read()
+        with self._lock:
+            self.count += count
+            self.last = self._meter.read()
 
     async def finished(self) -> None:
         """

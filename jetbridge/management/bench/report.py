@@ -105,11 +105,12 @@ def shortfalls(found: Mapping[str, object], thresholds: Mapping[str, float]) -> 
 
 
 def _value(found: Mapping[str, object], name: str) -> float | None:
-    group, _, key = name.partition(".")
-    if not key:
-        key, group = "median", ""
-    holder = found[group] if group else found
-    value = holder.get(key) if isinstance(holder, Mapping) else None
+    if name == "events_per_s":
+        value = found["median"]
+    else:
+        group, _, key = name.partition(".")
+        holder = found[group]
+        value = holder[key] if isinstance(holder, Mapping) else None
     return float(value) if isinstance(value, (int, float)) else None
 
 

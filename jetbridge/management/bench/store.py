@@ -4,7 +4,6 @@ The statements of the benchmark: the table its transactions write to, what lies 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -13,6 +12,7 @@ from django.apps.registry import Apps
 from django.db import connections, models
 
 from jetbridge.leases import store as leases
+from jetbridge.management.bench.events import identity
 from jetbridge.models import (
     Archive,
     DeadLetter,
@@ -152,9 +152,9 @@ class Traces:
 
     def published(self) -> Iterator[tuple[str, int]]:
         """Key and number of every waiting row, in the order a relay would send them."""
-        rows = self._outbox().order_by("id").values_list("key", "body")
-        for key, body in rows.iterator(chunk_size=_CHUNK):
-            yield key, number_of(bytes(body))
+        rows = self._outbox().order_by("id").values_list("body", flat=True)
+        for body in rows.iterator(chunk_size=_CHUNK):
+            yield identity(bytes(body))
 
     def remove(self) -> None:
         self._outbox().delete()
@@ -163,7 +163,8 @@ class Traces:
         Inbox.objects.using(self.using).filter(handler__in=handlers, source=self.app).delete()
         for model in (DeadLetter, Deferred):
             model.objects.using(self.using).filter(source=self.app).delete()
-        Lease.objects.using(self.using).filter(name=f"consume/{self.app}").delete()
+        pulled = Lease.objects.using(self.using).filter(name__startswith="consume/", name__endswith=self.app)
+        pulled.delete()
 
     @property
     def bare_handler(self) -> str:
@@ -188,11 +189,6 @@ class Traces:
 
     def _archive(self) -> models.QuerySet[Archive]:
         return Archive.objects.using(self.using).filter(id__gt=self.archived_before, destination=self.app)
-
-
-def number_of(body: bytes) -> int:
-    """The number an event of the benchmark carries."""
-    return int(json.loads(body)["payload"]["number"])
 
 
 def tidy(*, using: str) -> None:

@@ -1,0 +1,152 @@
+"""
+Two services, real servers, crashes in the middle, a verdict.
+
+Exit codes: 0 every promise held · 1 one was broken · 2 usage · 4 a server did not start · 6 timed out.
+"""
+
+from __future__ import annotations
+
+import time
+
+STARTED_AT = time.monotonic()
+
+import argparse  # noqa: E402
+import json  # noqa: E402
+import os  # noqa: E402
+import signal  # noqa: E402
+import sys  # noqa: E402
+import tempfile  # noqa: E402
+from collections.abc import Sequence  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import TYPE_CHECKING, Final, NoReturn  # noqa: E402
+
+from testproject.demo.orders import MIN_ORDERS  # noqa: E402
+from testproject.demo.report import Reporter  # noqa: E402
+
+if TYPE_CHECKING:
+    from testproject.demo.run import Result
+
+OK: Final = 0
+BROKEN: Final = 1
+USAGE: Final = 2
+UNREACHABLE: Final = 4
+TIMED_OUT: Final = 6
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = _parser().parse_args(arguments)
+    reporter = Reporter(STARTED_AT)
+    folder = _folder(options.dir)
+    reporter.say(f"jetbridge demo: {options.orders} orders, {options.db}, seed {options.seed}, in {folder}")
+    signal.signal(signal.SIGTERM, _terminated)
+    # A shell starts background jobs with SIGINT ignored; kill -INT must work there, too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Imported now: Django and the broker's client take a second, and the first line is already out.
+    from testproject.demo.run import ServerTrouble, Unprepared, run
+    from testproject.demo.story import TimedOut
+
+    try:
+        result = run(
+            folder,
+            vendor=options.db,
+            orders=options.orders,
+            seed=options.seed,
+            timeout_s=options.timeout,
+            started_at=STARTED_AT,
+            reporter=reporter,
+        )
+    except ServerTrouble as trouble:
+        print(f"The demo cannot run: {trouble}", file=sys.stderr)
+        return UNREACHABLE
+    except Unprepared as trouble:
+        print(f"The demo could not begin: {trouble}", file=sys.stderr)
+        return BROKEN
+    except TimedOut as late:
+        print(f"Timed out waiting for {late}.", file=sys.stderr)
+        return TIMED_OUT
+    except KeyboardInterrupt:
+        print("Interrupted; everything is stopped.", file=sys.stderr)
+        return 128 + signal.SIGINT
+    finally:
+        reporter.end()
+    if options.json:
+        options.json.write_text(json.dumps(result.document, indent=2) + "\n")
+    reporter.verdict(result.checks, result.facts, ok=result.ok)
+    return _code(result)
+
+
+def _code(result: Result) -> int:
+    if result.timed_out:
+        return TIMED_OUT
+    return OK if result.ok else BROKEN
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m testproject.demo",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--db", choices=("sqlite", "postgres"), default="sqlite")
+    parser.add_argument("--orders", type=_number(MIN_ORDERS, 100_000), default=300, metavar="N")
+    parser.add_argument("--seed", type=_number(0, 10**9), default=1, metavar="S", help="what is placed")
+    parser.add_argument("--json", type=_new_file, metavar="PATH", help="write the verdict there")
+    parser.add_argument(
+        "--dir", type=Path, metavar="DIR", help="for databases, store and logs, which stay; empty or new"
+    )
+    parser.add_argument("--timeout", type=_number(1, 86_400), default=120, metavar="S", help="seconds")
+    return parser
+
+
+class _number:  # noqa: N801
+    """A whole number within bounds, on the command line."""
+
+    def __init__(self, low: int, high: int) -> None:
+        self.low, self.high = low, high
+
+    def __call__(self, text: str) -> int:
+        if not (text.isdecimal() and self.low <= int(text) <= self.high):
+            raise argparse.ArgumentTypeError(
+                f"expected a whole number from {self.low} to {self.high}, got {text!r}"
+            )
+        return int(text)
+
+
+def _new_file(text: str) -> Path:
+    """Found out now, not after a minute of work."""
+    path = Path(text).absolute()
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"expected a file in an existing folder, got {text!r}")
+    return path
+
+
+def _folder(wanted: Path | None) -> Path:
+    if wanted is None:
+        folder = Path(tempfile.mkdtemp(prefix="jetbridge-demo-"))
+        # PostgreSQL, when root starts it, runs as a user who must be able to pass.
+        folder.chmod(0o755)
+        return folder
+    folder = wanted.absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            _usage(
+                f"--dir {folder} is not empty. The verdict is counted from what is in it: name a new or empty folder."
+            )
+    except OSError as fault:
+        _usage(f"--dir {folder} cannot be used: {fault.strerror}.")
+    return folder
+
+
+def _usage(text: str) -> NoReturn:
+    print(text, file=sys.stderr)
+    sys.exit(USAGE)
+
+
+def _terminated(number: int, frame: object) -> NoReturn:
+    # As an exception, so that everything that was started is stopped on the way out.
+    sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
