@@ -29,8 +29,16 @@ CORRELATION_ID: Final = "Jetbridge-Correlation-Id"
 CONTENT_TYPE: Final = "Content-Type"
 _ORDER: Final = (EVENT_ID, KEY, CAUSATION_ID, CORRELATION_ID, "traceparent", "tracestate", CONTENT_TYPE)
 
+_django: Final = DjangoJSONEncoder()
+
+
+def _default(value: object) -> object:
+    """What Django's encoder knows, and every mapping: ``payload`` is one, and need not be a ``dict``."""
+    return dict(value) if isinstance(value, Mapping) else _django.default(value)
+
+
 _encoder: Final = json.JSONEncoder(
-    ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=DjangoJSONEncoder().default
+    ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_default
 )
 
 

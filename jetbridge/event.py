@@ -7,10 +7,15 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import date, datetime, timedelta
+from datetime import time as clock_time
+from decimal import Decimal
 from typing import TypeAlias
+from uuid import UUID
 
-JSON: TypeAlias = "str | int | float | bool | Mapping[str, JSON] | list[JSON] | tuple[JSON, ...] | None"
+Scalar: TypeAlias = str | int | float | bool | Decimal | date | clock_time | timedelta | UUID
+JSON: TypeAlias = "Scalar | Mapping[str, JSON] | list[JSON] | tuple[JSON, ...] | None"
+"""What ``publish()`` encodes: JSON, and what Django's encoder writes as strings."""
 
 
 @dataclass(frozen=True, slots=True)

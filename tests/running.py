@@ -234,7 +234,7 @@ class Processes:
         (home / "lab" / "__init__.py").touch()
         (home / "lab" / "handlers.py").write_text(handlers)
         (home / "lab_settings.py").write_text(SETTINGS)
-        given = {"databases": databases or test_databases(), "jetbridge": dict(keys)}
+        given = {"databases": databases or databases_of_tests(), "jetbridge": dict(keys)}
         environment = {
             **os.environ,
             "LAB": json.dumps(given),
@@ -261,7 +261,7 @@ class Processes:
             process.end()
 
 
-def test_databases(**options: Any) -> dict[str, Any]:
+def databases_of_tests(**options: Any) -> dict[str, Any]:
     """``DATABASES`` for a process that shares this run's test databases; ``options`` are the driver's."""
     wanted = ("ENGINE", "NAME", "USER", "PASSWORD", "HOST", "PORT", "OPTIONS")
     found = {}
@@ -272,4 +272,3 @@ def test_databases(**options: Any) -> dict[str, Any]:
     return found
 
 
-test_databases.__test__ = False  # type: ignore[attr-defined]

@@ -13,12 +13,14 @@ import base64
 import itertools
 import json
 import os
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import nats
+from asgiref.sync import sync_to_async
+from django.db import connections
 from django.test import override_settings
 from nats.aio.client import Client
 
@@ -241,13 +243,13 @@ def _relay(settings: Settings, using: str, timeout_s: float) -> RelayReport:
 
 
 def dead_letters(**filters: Any) -> list[DeadLetter]:
-    """Dead letters, oldest first."""
-    return list(DeadLetter.objects.filter(**filters).order_by("id"))
+    """Dead letters in the order of their stream."""
+    return list(DeadLetter.objects.filter(**filters).order_by("stream", "sequence", "id"))
 
 
 def inbox(**filters: Any) -> list[Inbox]:
-    """Inbox rows, oldest first."""
-    return list(Inbox.objects.filter(**filters).order_by("id"))
+    """Inbox rows in the order of their stream."""
+    return list(Inbox.objects.filter(**filters).order_by("stream", "sequence", "id"))
 
 
 def outbox(**filters: Any) -> list[Outbox]:
@@ -272,6 +274,18 @@ def body(event_id: str | None = "1", event_type: str = "order.placed", **members
     if event_id is None:
         del known["event_id"]
     return json.dumps(known, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def in_coroutine(coroutine: Coroutine[Any, Any, T]) -> T:
+    """``asyncio.run()``, and no database session left behind in asgiref's thread."""
+
+    async def main() -> T:
+        try:
+            return await coroutine
+        finally:
+            await sync_to_async(connections.close_all)()
+
+    return asyncio.run(main())
 
 
 @contextmanager

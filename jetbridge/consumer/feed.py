@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from jetbridge import topology
 from jetbridge.conf import Settings
 from jetbridge.consumer.consumer import Consumer
-from jetbridge.jetstream.connection import Connection
+from jetbridge.errors import BrokerUnreachable
+from jetbridge.jetstream.connection import Connection, PermissionDenied
 from jetbridge.jetstream.incoming import Incoming
 from jetbridge.jetstream.puller import Puller
 
@@ -107,11 +108,21 @@ class Feed:
             self._puller.wake()
 
     async def is_empty(self) -> bool:
-        """Two pulls in a row that do not wait find nothing, and nothing came meanwhile."""
+        """Two pulls in a row that do not wait find nothing, and no delivery, to whomever, waits for its ack."""
         puller = self._puller
         if puller is None or puller.missing:
             return False
-        return await puller.probe_empty() and await puller.probe_empty()
+        return await puller.probe_empty() and await puller.probe_empty() and not await self._any_unsettled()
+
+    async def _any_unsettled(self) -> bool:
+        """What a killed consumer had in hand is invisible to pulls until ``ack_wait`` is over."""
+        try:
+            info = await self._connection.api(f"CONSUMER.INFO.{self.stream}.{self.durable}")
+        except PermissionDenied:
+            return False  # a user without the right to ask sees only what can be pulled
+        except BrokerUnreachable:
+            return True
+        return info.get("num_ack_pending") != 0
 
     def _say_missing(self) -> None:
         missing = self._puller is not None and self._puller.missing

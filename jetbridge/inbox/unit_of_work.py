@@ -12,9 +12,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from django.db import connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
 from jetbridge import context, signals
@@ -56,6 +57,7 @@ class Failed:
 
 
 logger = logging.getLogger("jetbridge.inbox")
+_IN_ERROR: Final = 3  # PQTRANS_INERROR of libpq
 GONE_DELAY_S = 0.1
 
 Result: TypeAlias = Processed | Duplicate | NotYet | Failed
@@ -125,7 +127,7 @@ class _Run:
             transaction.on_commit(self._mark_committed, using=using)
             entry = self._claim()
             delivery = self._call_handler()
-            if connections[using].needs_rollback:
+            if _can_only_roll_back(connections[using]):
                 raise HandlerLeftRollback(
                     f"Handler {self.work.handler.name!r} returned, but its transaction is marked for rollback "
                     f"(set_rollback(True), or a database error that was caught outside a savepoint). "
@@ -193,6 +195,16 @@ class _Run:
             else:
                 function(delivery)
         return delivery
+
+
+def _can_only_roll_back(connection: BaseDatabaseWrapper) -> bool:
+    """
+    Also where Django does not know: PostgreSQL answers the COMMIT of a transaction in which a statement has
+    failed with ROLLBACK and no error. The message would be acked, and its effect nowhere.
+    """
+    if connection.needs_rollback or connection.vendor != "postgresql":
+        return connection.needs_rollback
+    return bool(connection.connection.info.transaction_status == _IN_ERROR)
 
 
 def _duplicate(work: Work) -> Duplicate:

@@ -17,12 +17,11 @@ from typing import Any, Final, NoReturn
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DatabaseError, InterfaceError, OperationalError, connections
+from django.db import DatabaseError, InterfaceError, connections
 
 from jetbridge.conf import Settings, get_settings
 from jetbridge.errors import BrokerUnreachable, JetbridgeError
 from jetbridge.management.exit_codes import ExitCode
-from jetbridge.runtime import supervisor
 
 SCHEMA: Final = 1
 
@@ -32,15 +31,13 @@ class Outcome:
     """
     How a command ended.
 
-    ``last_line`` is JSON that the text form ends with, for scripts that read the last line. ``leave_threads``: some
-    threads hang in a handler, so the process ends without waiting for them.
+    ``last_line`` is JSON that the text form ends with, for scripts that read the last line.
     """
 
     code: ExitCode = ExitCode.DONE
     document: Mapping[str, object] = field(default_factory=dict)
     text: str = ""
     last_line: Mapping[str, object] | None = None
-    leave_threads: bool = False
 
 
 class JetbridgeCommand(BaseCommand):
@@ -76,15 +73,15 @@ class JetbridgeCommand(BaseCommand):
             self._fail(ExitCode.UNREACHABLE, str(fault), chosen)
         except JetbridgeError as fault:
             self._fail(ExitCode.FAILED, str(fault), chosen)
-        except (OperationalError, InterfaceError) as fault:
+        except (DatabaseError, InterfaceError) as fault:
+            if is_missing_table(fault):
+                self._fail(ExitCode.FAILED, f"{str(fault).strip()}. Run: manage.py migrate", chosen)
             if (away := unreachable_database(chosen)) is None:
                 raise
-            self._fail(ExitCode.UNREACHABLE, f"{away} ({fault})", chosen)
+            self._fail(ExitCode.UNREACHABLE, f"{away} ({str(fault).strip()})", chosen)
         except KeyboardInterrupt:
             sys.exit(ExitCode.INTERRUPTED)
         self.emit(outcome, chosen)
-        if outcome.leave_threads:
-            supervisor.end_now(outcome.code)
         if outcome.code is not ExitCode.DONE:
             sys.exit(outcome.code)
 
@@ -106,6 +103,12 @@ class JetbridgeCommand(BaseCommand):
         if options.format == "json":
             self.emit(Outcome(document={"error": {"code": int(code), "text": text}}), options)
         raise CommandError(text, returncode=int(code))
+
+
+def is_missing_table(fault: Exception) -> bool:
+    """Whether the migrations have not run: by SQLSTATE on PostgreSQL, by the text elsewhere."""
+    state = getattr(fault.__cause__, "sqlstate", None)
+    return state == "42P01" or "no such table: jetbridge_" in str(fault)
 
 
 def unreachable_database(options: Namespace) -> str | None:

@@ -28,7 +28,7 @@ class _Durable:
     name: str
 
 
-async def look(settings: Settings, *, timeout_s: float = 2.0) -> NatsView:
+async def look(settings: Settings, *, timeout_s: float) -> NatsView:
     """
     Ask the broker.
 

@@ -94,7 +94,12 @@ def _destination_names(settings: Settings, to: str | Sequence[str] | None) -> li
         raise UnknownDestination(
             f"to= may be left out only with exactly one destination. {_choices(settings)}"
         )
-    names = [to] if isinstance(to, str) else list(dict.fromkeys(to))
+    try:
+        names = [to] if isinstance(to, str) else list(dict.fromkeys(to))
+    except TypeError:
+        raise UnknownDestination(
+            f"to= must be a name or a list of names, got {to!r}. {_choices(settings)}"
+        ) from None
     if not names:
         raise UnknownDestination(f"to= names no destination. {_choices(settings)}")
     return names
@@ -211,7 +216,12 @@ def aware(what: str, value: object) -> datetime:
                 f"{what} must be an aware datetime under USE_TZ, got the naive {value.isoformat()}."
             )
         value = timezone.make_aware(value)
-    return value.astimezone(UTC)
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise InvalidEvent(
+            f"{what} must lie within the years 1 to 9999 in UTC, got {value.isoformat()}."
+        ) from None
 
 
 def check_headers(headers: object) -> dict[str, str]:

@@ -102,6 +102,8 @@ def publish_many(
     Returns:
         The event ids, in order. Nothing is written for an empty iterable.
     """
+    if not isinstance(events, Iterable):
+        raise InvalidEvent(f"publish_many() takes an iterable of jetbridge.Event objects, got {events!r}.")
     return _publish(events, to=to, subject=None, delay=delay, at=at, using=using)
 
 
@@ -200,10 +202,17 @@ def _due_at(delay: float | timedelta | None, at: datetime | None) -> datetime | 
     if at is not None:
         due = drafts.aware("at", at)
     elif delay is not None:
-        due = now + _delay(delay)
+        due = _after(now, _delay(delay))
     else:
         return None
     return due if due > now else None
+
+
+def _after(now: datetime, span: timedelta) -> datetime:
+    try:
+        return now + span
+    except OverflowError:
+        raise InvalidEvent(f"delay must end before the year 10000, got {span}.") from None
 
 
 def _delay(delay: object) -> timedelta:

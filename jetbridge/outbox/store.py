@@ -67,7 +67,7 @@ FROM gone JOIN sent USING (id)"""
 _PROMOTE: Final = f"""\
 -- jetbridge: outbox.promote
 WITH due AS (
-    SELECT id FROM jetbridge_scheduled WHERE due_at <= clock_timestamp()
+    SELECT id FROM jetbridge_scheduled WHERE due_at <= (SELECT clock_timestamp())
     ORDER BY due_at, id LIMIT %s FOR UPDATE SKIP LOCKED
 ), moved AS (
     DELETE FROM jetbridge_scheduled s USING due WHERE s.id = due.id
@@ -122,7 +122,8 @@ def _can_copy(connection: BaseDatabaseWrapper) -> bool:
 def _copy(rows: Sequence[Draft], connection: BaseDatabaseWrapper) -> None:
     statement = f"COPY jetbridge_outbox ({', '.join(_CONTENT)}) FROM STDIN"
     one = transaction.atomic(using=connection.alias, savepoint=False)
-    with one, connection.cursor() as cursor, cursor.copy(statement) as copy:
+    # Django wraps the errors of execute() alone: those of a COPY would reach the caller as psycopg's own.
+    with one, connection.wrap_database_errors, connection.cursor() as cursor, cursor.copy(statement) as copy:
         for row in rows:
             copy.write_row(
                 [json.dumps(row.headers) if name == "headers" else getattr(row, name) for name in _CONTENT]

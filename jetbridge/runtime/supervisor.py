@@ -12,9 +12,8 @@ import os
 import secrets
 import signal
 import socket
-import sys
 from collections.abc import Awaitable, Callable
-from typing import Final, NoReturn, TypeVar
+from typing import Final, TypeVar
 
 logger = logging.getLogger("jetbridge.runtime")
 
@@ -30,8 +29,6 @@ def process_id() -> str:
 def run(main: Callable[[asyncio.Event], Awaitable[T]]) -> T:
     """
     Run ``main`` on a new event loop, giving it the event that asks it to drain.
-
-    A thread that hangs in a handler would keep the process alive after that; see :func:`end_now`.
     """
 
     async def supervised() -> T:
@@ -46,18 +43,6 @@ def run(main: Callable[[asyncio.Event], Awaitable[T]]) -> T:
                 loop.remove_signal_handler(number)
 
     return asyncio.run(supervised())
-
-
-def end_now(code: int) -> NoReturn:
-    """
-    End the process without waiting for its threads: what they hold is redelivered to whoever comes next.
-
-    Python would otherwise join them, and a handler that never returns would make a stop never end.
-    """
-    logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os._exit(code)
 
 
 def _on_signal(number: signal.Signals, stop: asyncio.Event) -> None:

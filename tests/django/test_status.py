@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from django.utils import timezone
 import jetbridge
 from jetbridge.jetstream.permissions import ROLES, Role, render
 from jetbridge.leases import store as leases
-from jetbridge.models import Archive, DeadLetter, Deferred, Inbox, Outbox, Scheduled
+from jetbridge.models import Archive, DeadLetter, Deferred, Inbox, Outbox, Scheduled, Worker
 from jetbridge.monitor import database as tables
 from testproject.processes import free_port
 from tests.django.commands import run, run_json
@@ -50,8 +51,9 @@ MESSAGE: dict[str, Any] = {
 
 
 @pytest.fixture
-def away(settings: Any) -> None:
-    """A broker that refuses connections, so that nothing waits for it."""
+def away(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that refuses connections; nobody waits long for it here."""
+    monkeypatch.setattr("jetbridge.management.commands.jetbridge_status.NATS_S", 0.1)
     settings.JETBRIDGE = {**settings.JETBRIDGE, "NATS_URLS": [f"nats://127.0.0.1:{free_port()}"]}
 
 
@@ -219,8 +221,6 @@ def test_a_running_process_satisfies_its_threshold_and_a_silent_one_does_not(awa
     leases.beat("me", role="relay", host="web7", pid=1, version="1", info={}, using="default")
     assert run("jetbridge_status", "--fail-on", "relays=1")[0] == 0
 
-    from jetbridge.models import Worker
-
     Worker.objects.update(beat_at=timezone.now() - timedelta(minutes=2))
     code, text = run("jetbridge_status", "--fail-on", "relays=1")
     assert code == 3
@@ -358,8 +358,6 @@ def test_the_credentials_of_any_role_do(
 
 
 def test_a_database_that_is_away_is_exit_4() -> None:
-    import os
-
     environment = {
         **os.environ,
         "TESTPROJECT_DB": f"postgresql://postgres@127.0.0.1:{free_port()}",

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-_FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[\w-]*)[ \t]*\n(?P<text>.*?)^(?P=indent)```[ \t]*$", re.M | re.S)
+_FENCE = re.compile(
+    r"^(?P<indent> *)```(?P<language>[\w-]*)[ \t]*\n(?P<text>.*?)^(?P=indent)```[ \t]*$", re.M | re.S
+)
 _LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#{1,6} +(.+?) *$", re.M)
 _PATH = re.compile(r"^# ((?:[\w-]+/)+[\w.-]+\.\w+)\n")

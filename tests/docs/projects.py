@@ -47,7 +47,9 @@ class Shell:
             check=False,
         )
         if check:
-            assert done.returncode == 0, f"{' '.join(words)} ended with {done.returncode}:\n{done.stdout}{done.stderr}"
+            assert done.returncode == 0, (
+                f"{' '.join(words)} ended with {done.returncode}:\n{done.stdout}{done.stderr}"
+            )
         return done.stdout
 
     def start(self, words: list[str], log: Path) -> subprocess.Popen[bytes]:

@@ -73,7 +73,7 @@ def test_python_runs(block, own_registry, tmp_path):
             value()
 
 
-@pytest.mark.parametrize("block", named([b for b in all_blocks("python")]))
+@pytest.mark.parametrize("block", named(all_blocks("python")))
 def test_python_of_the_project_pages_compiles(block):
     ast.parse(block.text)
 
@@ -113,8 +113,7 @@ def check_command(words: list[str]) -> None:
 def parse_options(name: str, arguments: list[str]) -> None:
     """With the command's own parser."""
     assert name in get_commands(), f"There is no command {name!r}"
-    app = get_commands()[name]
-    command = load_command_class(app, name) if isinstance(app, str) else app
+    command = load_command_class(get_commands()[name], name)
     parser: ArgumentParser = command.create_parser("manage.py", name)
     try:
         parser.parse_args(arguments)

@@ -48,5 +48,7 @@ def test_every_promise_is_tested():
 def test_the_documentation_is_about_this_project_alone():
     """No path of a machine, nothing about how the work was organised."""
     words = re.compile(r"/work\b|/tmp/|\bstage \d|\bissue #?\d", re.I)
-    found = {f"{page.name}: {hit}" for page in pages() for hit in words.findall(page.read_text(encoding="utf-8"))}
+    found = {
+        f"{page.name}: {hit}" for page in pages() for hit in words.findall(page.read_text(encoding="utf-8"))
+    }
     assert found == set()

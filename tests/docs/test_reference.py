@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -19,9 +20,11 @@ from jetbridge import checks, signals, testing
 from jetbridge.conf import OPTIONS
 from jetbridge.errors import Reject, Retry, Snooze
 from jetbridge.management.exit_codes import ExitCode
-from tests.docs.pages import ROOT, sections, text_of
+from tests.docs.pages import ROOT, blocks, sections, text_of
 
-OURS = sorted(name for name, app in get_commands().items() if name.startswith("jetbridge_") and app == "jetbridge")
+OURS = sorted(
+    name for name, app in get_commands().items() if name.startswith("jetbridge_") and app == "jetbridge"
+)
 COMMANDS_PAGE = "docs/reference/commands.md"
 
 
@@ -31,7 +34,11 @@ COMMANDS_PAGE = "docs/reference/commands.md"
 def test_the_settings_page_is_current():
     """tools/render_settings.py would write what is committed."""
     done = subprocess.run(
-        [sys.executable, "tools/render_settings.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "tools/render_settings.py", "--check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
 
@@ -114,6 +121,34 @@ def test_every_threshold_of_status_is_described():
     assert {name for row in rows for name in re.findall(r"`([a-z-]+)`", row)} == set(MEASURES)
 
 
+def test_sample_documents_have_the_keys_of_the_commands():
+    """The JSON blocks of provision, relay and consume, in the order of the page."""
+    from jetbridge.consumer import process as consumer
+    from jetbridge.consumer.consumer import Totals as Handled
+    from jetbridge.jetstream.provision_report import ProvisionReport, StreamResult
+    from jetbridge.management.commands import jetbridge_consume, jetbridge_relay
+    from jetbridge.relay import process as relay
+    from jetbridge.relay.relay import Totals as Published
+
+    provisioned = ProvisionReport(
+        mode="apply",
+        stream=StreamResult(name="s", action="created"),
+        consumers=(),
+        drift=(),
+        notices=(),
+    )
+    relayed = relay.RelayReport(totals=Published(), left=0, finished=True)
+    consumed = consumer.ConsumeReport(totals=Handled(), left=0, finished=True)
+    documents = [
+        provisioned.document(),
+        jetbridge_relay._outcome(relayed, one_shot=True).document,
+        jetbridge_consume._outcome(consumed, one_shot=True).document,
+    ]
+
+    shown = [json.loads(block.text) for block in blocks(ROOT / COMMANDS_PAGE, "json")]
+    assert [set(sample) - {"schema"} for sample in shown] == [set(document) for document in documents]
+
+
 # --- Signals -------------------------------------------------------------------------------------
 
 
@@ -134,7 +169,11 @@ def sent_keys() -> dict[str, set[str]]:
 
 
 def test_every_signal_is_listed_with_its_keys():
-    rows = [line.split("|") for line in text_of("docs/reference/signals.md").splitlines() if line.startswith("| `")]
+    rows = [
+        line.split("|")
+        for line in text_of("docs/reference/signals.md").splitlines()
+        if line.startswith("| `")
+    ]
     listed = {row[1].strip(" `"): set(re.findall(r"`(\w+)`", row[3])) for row in rows}
 
     assert listed == sent_keys()
@@ -156,7 +195,9 @@ def test_every_check_is_listed():
 
 def test_every_public_name_is_described():
     page = text_of("docs/reference/api.md")
-    assert [name for name in jetbridge.__all__ if f"## {name}\n" not in page and f"| `{name}` |" not in page] == []
+    assert [
+        name for name in jetbridge.__all__ if f"## {name}\n" not in page and f"| `{name}` |" not in page
+    ] == []
 
 
 @pytest.mark.parametrize("name", ["publish", "handler"])
@@ -167,7 +208,13 @@ def test_every_argument_is_described(name):
 
 @pytest.mark.parametrize("name", ["publish_many", "apublish_many"])
 def test_the_arguments_of_the_many_forms_are_the_same(name):
-    assert list(inspect.signature(getattr(jetbridge, name)).parameters) == ["events", "to", "delay", "at", "using"]
+    assert list(inspect.signature(getattr(jetbridge, name)).parameters) == [
+        "events",
+        "to",
+        "delay",
+        "at",
+        "using",
+    ]
 
 
 @pytest.mark.parametrize("verdict", [Retry, Snooze, Reject])
@@ -178,7 +225,11 @@ def test_every_verdict_is_described(verdict):
 @pytest.mark.parametrize("kind", [jetbridge.Event, jetbridge.Delivery])
 def test_every_attribute_is_described(kind):
     section = sections("docs/reference/api.md")[kind.__name__]
-    own = {name for name in kind.__dataclass_fields__ if kind is jetbridge.Event or not hasattr(jetbridge.Event, name)}
+    own = {
+        name
+        for name in kind.__dataclass_fields__
+        if kind is jetbridge.Event or not hasattr(jetbridge.Event, name)
+    }
     assert {name for name in own if f"`{name}`" not in section} == set()
 
 

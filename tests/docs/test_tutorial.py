@@ -34,7 +34,9 @@ def carry_out(shell: Shell, chapter: list[Block]) -> list[str]:
         for words in commands(block):
             if words[0] in INSTALLING or words[:3] == ["python", "-m", "venv"]:
                 continue
-            output = shell.run(words, check="jetbridge_consume" not in words)  # it ends with 3 for a dead letter
+            output = shell.run(
+                words, check="jetbridge_consume" not in words
+            )  # it ends with 3 for a dead letter
             if words[0] != "cd":
                 printed.append(output)
     return printed

@@ -103,7 +103,6 @@ def test_a_retry_holds_its_lane_and_no_other(world):
 
     world.consume()
 
-    assert seen[0] == "1.1"
     assert seen.index("3.1") < seen.index("4.1") < seen.index("1.2") < seen.index("2.1")
     assert len(seen) == 5
 
@@ -441,7 +440,7 @@ def test_attempts_survive_a_restart(world):
     send(world, 1)
     with consuming(world):
         eventually(lambda: len(inbox()) == 1)
-    assert (inbox()[0].state, inbox()[0].attempts, durable(world)["num_ack_pending"]) == ("retrying", 1, 0)
+    assert (inbox()[0].state, inbox()[0].attempts) == (InboxState.RETRYING, 1)
 
     world.consume()
 
@@ -487,14 +486,17 @@ def test_waiting_messages_given_back_come_in_order(world):
         invoice(event)
 
     send(world, *range(40))
-    with consuming(world) as consumer:
+    with consuming(world, LEASE_S=60) as consumer:  # one pull of 20 s: no moment without one
         assert started.wait(10)
         eventually(lambda: durable(world)["num_ack_pending"] == 40)
         consumer.ask_to_stop()
+        eventually(lambda: durable(world)["num_waiting"] == 0, what="it pulls no more")
         go.set()
         consumer.stop()
-    assert durable(world)["num_ack_pending"] == 0
-    assert len(effects()) < 40
+    done = len(effects())
+    assert 0 < done < 40
+    # Given back is what the server calls redelivered: it still counts it as pending, and hands it out at once.
+    assert durable(world)["num_ack_pending"] == 40 - done
 
     began = time.monotonic()
     world.consume()

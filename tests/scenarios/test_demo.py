@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
-from testproject.demo import counting
+from testproject.demo import counting, verdict
 from testproject.demo.orders import MIN_ORDERS, Way, orders_of, plan
+from testproject.demo.story import Faults, Hit
 from testproject.postgres import Postgres
-from tests.conftest import VENDOR
+from tests.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
+VENDOR = os.environ.get("JETBRIDGE_TEST_DB") or "sqlite"
 ORDERS = 60
 
 
@@ -103,16 +107,36 @@ def test_every_promise_holds(demo: Demo) -> None:
 def test_the_document_has_the_agreed_keys(demo: Demo) -> None:
     shape = {name: sorted(value) for name, value in demo.document.items() if isinstance(value, dict)}
 
-    assert list(demo.document) == (
-        "ok db seed duration_s dir databases nats orders events faults checks".split()
-    )
+    keys = [
+        "ok",
+        "db",
+        "seed",
+        "duration_s",
+        "dir",
+        "databases",
+        "nats",
+        "orders",
+        "events",
+        "faults",
+        "checks",
+    ]
+    flow = [
+        "committed",
+        "delivered",
+        "effects",
+        "duplicates_suppressed",
+        "dead_letters",
+        "lost",
+        "doubled",
+        "ghosts",
+    ]
+
+    assert list(demo.document) == keys
     assert shape == {
         "databases": ["billing", "orders"],
         "nats": ["store", "url"],
-        "orders": sorted("placed committed rolled_back published_twice".split()),
-        "events": sorted(
-            "committed delivered effects duplicates_suppressed dead_letters lost doubled ghosts".split()
-        ),
+        "orders": ["committed", "placed", "published_twice", "rolled_back"],
+        "events": sorted(flow),
         "faults": ["broker_restarts", "consumer_kills"],
     }
     assert all(sorted(check) == ["expected", "id", "ok", "seen"] for check in demo.document["checks"])
@@ -191,6 +215,7 @@ def accidents(counts: counting.Counts) -> tuple[int, int, int]:
     return counts.lost, counts.doubled, counts.ghosts
 
 
+SOME_INVOICED = "SELECT min(number) FROM orders_order WHERE invoiced"
 COPY_INVOICE = """
 INSERT INTO billing_invoice (order_id, event_id, total, created_at)
 SELECT {order}, {event}, total, created_at FROM billing_invoice WHERE id = (SELECT min(id) FROM billing_invoice)
@@ -209,9 +234,6 @@ def test_an_unmarked_order_is_a_lost_answer(demo: Demo) -> None:
         change(orders, "UPDATE orders_order SET invoiced = false WHERE number = (" + SOME_INVOICED + ")")
 
     assert accidents(count(demo, forge)) == (1, 0, 0)
-
-
-SOME_INVOICED = "SELECT min(number) FROM orders_order WHERE invoiced"
 
 
 def test_a_deleted_dead_letter_is_a_lost_event(demo: Demo) -> None:
@@ -304,3 +326,78 @@ def test_wrong_usage_ends_with_2_and_says_what_was_expected(arguments: list[str]
 
     assert done.returncode == 2
     assert arguments[1] in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("forged", "check"),
+    [({"lost": 1}, "nothing_lost"), ({"doubled": 2}, "nothing_doubled"), ({"ghosts": 1}, "no_ghosts")],
+)
+def test_an_accident_breaks_its_promise_in_the_verdict(
+    demo: Demo, forged: dict[str, int], check: str
+) -> None:
+    evidence = verdict.Evidence(
+        counts=replace(count(demo, lambda orders, billing: None), **forged),  # type: ignore[arg-type]
+        planned=orders_of(plan(ORDERS, 7)),
+        faults=Faults(consumer=[Hit(share=0.3, in_flight=5)], broker=[Hit(share=0.9, in_flight=5)]),
+        left_in_streams=0,
+        kills=1,
+        restarts=1,
+        drained=[0, 0, 0, 0],
+    )
+    broken = {line.id for line in verdict.judge(evidence) if not line.ok}
+
+    assert broken - {"rolled_back_orders_are_nowhere"} == {check, "broker_restarted_in_the_middle"}
+
+
+@pytest.mark.sqlite
+def test_out_of_time_is_exit_code_6(tmp_path: Path) -> None:
+    """After the preparations there is a verdict all the same, which says what it waited for."""
+    result = tmp_path / "demo.json"
+    command = [sys.executable, "-m", "testproject.demo", "--dir", tmp_path / "run", "--json", result]
+    done = subprocess.run(
+        [*command, "--orders", "100000", "--timeout", "10"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 6, done.stdout + done.stderr
+    assert "imed out waiting for" in done.stdout + done.stderr
+    assert not result.exists() or json.loads(result.read_text())["ok"] is False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_nothing_survives_the_demo_however_it_ends(server_dir: Path, how: signal.Signals) -> None:
+    folder = server_dir / f"demo-{how.name}"
+    with subprocess.Popen(
+        [sys.executable, "-m", "testproject.demo", "--db", VENDOR, "--dir", folder],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as running:
+        assert running.stdout is not None
+        assert any("Workers started" in line for line in running.stdout)
+        assert len(family(folder)) >= 5
+
+        running.send_signal(how)
+        code = running.wait(30)
+
+    assert code == (-how if how is signal.SIGKILL else 128 + how)
+    eventually(lambda: family(folder) == [], 15, what="every child to have ended")
+
+
+def family(folder: Path) -> list[str]:
+    """Command lines of processes that speak of the folder, in their arguments or their environment."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (process / "cmdline").read_bytes()
+            about = line + (process / "environ").read_bytes()
+        except OSError:
+            continue
+        if bytes(folder) in about and b"testproject.demo" not in line:
+            found.append(f"{process.name} {line.decode(errors='replace')}")
+    return found

@@ -127,9 +127,7 @@ def test_every_malformed_body_is_a_dead_letter_with_its_reason_and_the_consumer_
     report = world.consume()
 
     letters = dead_letters()
-    assert [letter.body.tobytes() if isinstance(letter.body, memoryview) else letter.body for letter in letters] == list(
-        MALFORMED.values()
-    )
+    assert [bytes(letter.body) for letter in letters] == list(MALFORMED.values())
     for name, letter in zip(MALFORMED, letters, strict=True):
         assert letter.reason == "malformed_json", name
         assert len(letter.error) > 15, name
@@ -247,7 +245,7 @@ def test_a_key_with_nul_or_broken_percent_signs_is_handled(world, watched):
         world.send((body(str(number)), {"Jetbridge-Key": key}))
     world.consume()
 
-    assert [event.key for event in watched] == ["\x00", "a%zz", "\ufffd", "%"]
+    assert {event.key for event in watched} == {"\x00", "a%zz", "\ufffd", "%"}
     assert [row.key for row in inbox()] == [r"\x00", "a%zz", "\ufffd", "%"]
 
 
@@ -379,6 +377,7 @@ def test_two_megabytes_are_handled_and_dead_lettered(transactional_db, make_nats
     world.consume()
     report = world.relay_of_billing()
 
+    watched.sort(key=lambda event: event.sequence)
     assert [event.event_id for event in watched] == ["big", "after"]
     assert len(str(watched[0].payload["blob"])) == 2_000_000
     (letter,) = dead_letters()
@@ -500,8 +499,8 @@ header_blocks = st.dictionaries(
 
 
 # No shrinking: each example goes through servers.
-@settings(max_examples=25, phases=(Phase.explicit, Phase.reuse, Phase.generate))
-@given(messages=st.lists(st.tuples(header_blocks, bodies), min_size=1, max_size=12))
+@settings(max_examples=10, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+@given(messages=st.lists(st.tuples(header_blocks, bodies), min_size=5, max_size=40))
 def test_whatever_comes_is_handled_or_dead_lettered_with_a_reason(
     transactional_db: None, nats_server, handlers: None, messages: Sequence[tuple[bytes, bytes]]
 ):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import jetbridge
 from testproject.billing.models import Invoice
-from tests.worlds import World, body, inbox
+from tests.worlds import World, body, in_coroutine, inbox
 
 
 def test_two_sources_using_id_1_both_have_their_effect(transactional_db, nats_server, handlers):
@@ -152,7 +150,7 @@ def test_a_publish_from_a_coroutine_arrives_like_any_other(world):
         seen.append(str(event.event_id))
 
     with world.as_shop():
-        event_id = asyncio.run(jetbridge.apublish("order.placed", {"id": 7}))
+        event_id = in_coroutine(jetbridge.apublish("order.placed", {"id": 7}))
     world.relay()
     world.consume()
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
-from jetbridge import envelope, topology
+from jetbridge import envelope
 from jetbridge.conf import Settings
 from jetbridge.event import Event
 from jetbridge.jetstream.results import Outgoing
@@ -59,11 +59,6 @@ def messages(plan: Plan, settings: Settings, *, ordered: bool) -> list[Outgoing]
         )
         for row in rows
     ]
-
-
-def subject(settings: Settings) -> str:
-    """Where the events go."""
-    return topology.subject(settings.app_name, next(iter(settings.destinations)))
 
 
 def identity(body: bytes) -> tuple[str, int]:

@@ -143,7 +143,9 @@ def _line(name: str, values: object) -> str:
 
 
 def _cell(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.2f}"
+    if value is None:
+        return "-"
+    return f"{value:,.4f}" if value < 0.1 else f"{value:,.2f}"
 
 
 def versions(*, server: str, database: str) -> dict[str, str | None]:

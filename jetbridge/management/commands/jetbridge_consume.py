@@ -48,7 +48,6 @@ def _outcome(report: ConsumeReport, *, one_shot: bool) -> Outcome:
         return Outcome(
             code=ExitCode.FAILED if report.left else ExitCode.DONE,
             text=f"Stopped after {report.totals.handled} handled events.",
-            leave_threads=bool(report.left),
         )
     document = {**asdict(report.totals), "refused": 0, "parked": 0, "left": report.left}
     code = ExitCode.DONE
@@ -56,4 +55,4 @@ def _outcome(report: ConsumeReport, *, one_shot: bool) -> Outcome:
         code = ExitCode.TIMED_OUT
     elif report.totals.dead:
         code = ExitCode.PROBLEMS
-    return Outcome(code=code, document=document, last_line=document, leave_threads=bool(report.left))
+    return Outcome(code=code, document=document, last_line=document)

@@ -21,6 +21,8 @@ from jetbridge.monitor import broker
 from jetbridge.monitor import database as tables
 from jetbridge.monitor.views import DatabaseView, StatusView
 
+# The longest wait for the broker, and again for its answers: status is asked when something is wrong.
+NATS_S: Final = 2.0
 STYLES: Final = {"ok": "green", "warn": "yellow", "fail": "bold red", "": "bold"}
 
 
@@ -62,7 +64,7 @@ class Command(JetbridgeCommand):
         status = StatusView(
             app=settings.app_name,
             databases=[look(alias, cap, options) for alias in aliases],
-            nats=asyncio.run(broker.look(settings)),
+            nats=asyncio.run(broker.look(settings, timeout_s=NATS_S)),
         )
         crossed = thresholds.crossed(status, limits)
         if options.format == "json":
