@@ -27,7 +27,7 @@ SPARE_CONNECTIONS: Final = 3
 
 @register("jetbridge")
 def check_settings(app_configs: Sequence[AppConfig] | None = None, **_: Any) -> list[CheckMessage]:
-    """E001: a fault of ``JETBRIDGE``; and what follows from sound settings."""
+    """E001: a fault of ``JETBRIDGE``. With sound settings: E002 to E005, W001, W002."""
     parsed, faults = conf.read_django_settings()
     if parsed is None:
         return [Error(fault, hint=DOCS, id="jetbridge.E001") for fault in faults]
@@ -122,7 +122,7 @@ def _check_pool(connection: BaseDatabaseWrapper, parsed: Settings) -> list[Check
 
 
 def _check_handlers(parsed: Settings) -> list[CheckMessage]:
-    """E005, E006: handlers that could never run."""
+    """E005, W002: handlers that could never run."""
     messages: list[CheckMessage] = []
     for handler in registry.all():
         if handler.using is not None and handler.using not in parsed.databases:

@@ -21,7 +21,7 @@ PATTERN: Final = re.compile(r"(\*|[^\s.*>]+)(\.(\*|[^\s.*>]+))*(\.>)?|>")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Destination:
-    """An app this one publishes to. ``message_id=False`` leaves ``Nats-Msg-Id`` out (DESIGN of the wire: gem peers)."""
+    """An app this one publishes to. ``message_id=False`` leaves ``Nats-Msg-Id`` out."""
 
     name: str
     partitions: int = 1

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn
 
+from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, InterfaceError, connections
@@ -44,8 +45,8 @@ class JetbridgeCommand(BaseCommand):
     """
     Base of the management commands.
 
-    Django's own system checks are not run: they end with code 1 and a traceback-like text, where a fault in
-    ``JETBRIDGE`` must end with 2 and the list of faults.
+    Django does not run the system checks here: it would end with code 1, where a fault in ``JETBRIDGE`` must end
+    with 2 and the list of faults. jetbridge's own are run by ``handle()``.
     """
 
     requires_system_checks = ()
@@ -66,7 +67,9 @@ class JetbridgeCommand(BaseCommand):
         chosen = Namespace(**options)
         log_to_stderr(chosen.verbosity)
         try:
-            outcome = self.run(get_settings(), chosen)
+            settings = get_settings()
+            refuse_faulty_project()
+            outcome = self.run(settings, chosen)
         except ImproperlyConfigured as fault:
             self._fail(ExitCode.USAGE, str(fault), chosen)
         except BrokerUnreachable as fault:
@@ -103,6 +106,21 @@ class JetbridgeCommand(BaseCommand):
         if options.format == "json":
             self.emit(Outcome(document={"error": {"code": int(code), "text": text}}), options)
         raise CommandError(text, returncode=int(code))
+
+
+def refuse_faulty_project() -> None:
+    """
+    Raises:
+        ImproperlyConfigured: jetbridge's own system checks find errors that the project does not silence: a
+            SQLite database without WAL would fail later, now and then, as "database is locked".
+    """
+    errors = [
+        f"{message.msg} {message.hint or ''} ({message.id})"
+        for message in checks.run_checks(tags=["jetbridge"])
+        if message.level >= checks.ERROR and not message.is_silenced()
+    ]
+    if errors:
+        raise ImproperlyConfigured("\n".join(errors))
 
 
 def is_missing_table(fault: Exception) -> bool:

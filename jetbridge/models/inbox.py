@@ -8,7 +8,7 @@ from django.utils.translation import gettext_lazy as _
 
 
 class InboxState(models.TextChoices):
-    """See :class:`Inbox` for the transitions."""
+    """See :class:`Inbox` for the transitions. ``running`` and ``skipped`` are reserved."""
 
     PROCESSED = "processed", _("processed")
     RETRYING = "retrying", _("retrying")
@@ -31,9 +31,11 @@ class Inbox(models.Model):
 
         (absent) ──────────> processed          with the handler's own writes, one commit
            │                     ▲
-           └──> retrying(n) ─────┤              an attempt failed; the next one is due at next_attempt_at
-                   │             │
-                   └──> dead ──> retrying       given up: a dead letter; redrive re-opens it (generation + 1)
+           ├──> retrying(n) ─────┤              an attempt failed; the next one is due at next_attempt_at
+           │       │             │
+           └───────┴──> dead ──> deferred       given up: a dead letter; redrive re-opens it (generation + 1),
+                          ▲         │           and the stored message alone may run it
+                          └─────────┘
 
     The row is inserted in its final state inside the handler's transaction, so it becomes true with
     the commit, and a second copy of the event waits on the unique key instead of running.

@@ -27,7 +27,7 @@ SETTINGS = """
 
 INSTALLED_APPS += ["jetbridge", "shop"]
 JETBRIDGE = {"APP_NAME": "shop", "NATS_URLS": "embedded", "DESTINATIONS": ["shop"], "SOURCES": ["shop"]}
-JETBRIDGE |= {"LEASE_S": 4, "ACK_WAIT_S": 2}  # a killed worker is replaced sooner
+JETBRIDGE |= {"LEASE_S": 4, "ACK_WAIT_S": 2, "PUBLISH_TIMEOUT_S": 2}  # a killed worker is replaced sooner
 DATABASES["default"]["OPTIONS"] = {
     "transaction_mode": "IMMEDIATE",
     "init_command": "PRAGMA journal_mode=WAL;",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import CommandParser
@@ -13,7 +13,7 @@ from jetbridge.conf import Settings
 from jetbridge.consumer.process import ConsumeReport, run_consumer
 from jetbridge.management.base import JetbridgeCommand, Outcome
 from jetbridge.management.exit_codes import ExitCode
-from jetbridge.management.options import add_until_empty
+from jetbridge.management.options import add_database, add_until_empty, database
 from jetbridge.runtime import supervisor
 
 
@@ -27,6 +27,7 @@ class Command(JetbridgeCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         super().add_arguments(parser)
+        add_database(parser)
         add_until_empty(parser, "every durable and the deferred table are empty")
 
     def run(self, settings: Settings, options: Namespace) -> Outcome:
@@ -35,6 +36,8 @@ class Command(JetbridgeCommand):
                 'JETBRIDGE["SOURCES"] is empty: name the apps whose events this one handles.'
             )
         autodiscovery.discover()
+        first = database(settings, options)
+        settings = replace(settings, databases=(first, *(a for a in settings.databases if a != first)))
         report = supervisor.run(
             lambda stop: run_consumer(
                 settings, stop=stop, until_empty=options.until_empty, timeout_s=options.timeout
