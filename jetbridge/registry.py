@@ -142,9 +142,9 @@ def handler(
     checked = tuple(patterns.check_pattern(pattern) for pattern in event_patterns)
     if source is not None:
         topology.check_token(source, "source")
-    if max_attempts is not None and (isinstance(max_attempts, bool) or max_attempts < 1):
-        raise ValueError(f"max_attempts must be at least 1, got {max_attempts!r}.")
-    if timeout is not None and not timeout > 0:
+    if max_attempts is not None and (type(max_attempts) is not int or max_attempts < 1):
+        raise ValueError(f"max_attempts must be a whole number from 1, got {max_attempts!r}.")
+    if timeout is not None and not (_is_number(timeout) and timeout > 0):
         raise ValueError(f"timeout must be a positive number of seconds, got {timeout!r}.")
     delays = _delays(backoff)
     errors = _classes("permanent", permanent), _classes("transient", transient)
@@ -183,6 +183,10 @@ def _name(name: str | None, function: Callable[..., Any]) -> str:
     return name
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _delays(backoff: object) -> tuple[float, ...] | None:
     if backoff is None:
         return None
@@ -194,6 +198,8 @@ def _delays(backoff: object) -> tuple[float, ...] | None:
 
 def _classes(what: str, classes: Sequence[object]) -> tuple[type[BaseException], ...]:
     checked: list[type[BaseException]] = []
+    if not isinstance(classes, Sequence):
+        raise TypeError(f"{what} must be a list of exception classes, got {classes!r}.")
     for item in classes:
         if not (isinstance(item, type) and issubclass(item, BaseException)):
             raise TypeError(f"{what} must list exception classes, got {item!r}.")

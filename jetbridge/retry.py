@@ -83,11 +83,13 @@ def decide(error: BaseException, attempt: int, policy: RetryPolicy, rng: random.
             return GiveUp(reason=REASON_REJECTED)
         case MalformedMessage():
             return GiveUp(reason=REASON_MALFORMED)
-    if isinstance(error, policy.permanent):
+    outage = is_outage(error)
+    # permanent=(Exception,) must not kill what a restarting database breaks.
+    if isinstance(error, policy.permanent) and not outage:
         return GiveUp(reason=REASON_UNRECOVERABLE)
     if isinstance(error, policy.transient):
         return Again(delay_s=max(TRANSIENT_DELAY_S, policy.delay_s(1, rng)), spends=False)
-    if is_outage(error):
+    if outage:
         # Not the handler's backoff: that may be minutes, and work resumes within seconds of an outage's end.
         return Again(delay_s=OUTAGE_DELAY_S, spends=False)
     if attempt >= policy.max_attempts:

@@ -29,6 +29,14 @@ def storable(value: str, max_chars: int | None = None) -> str:
     return clean
 
 
+def of_error(error: BaseException) -> str:
+    """``str(error)``, which a handler's own class may be unable to make: no reason to try again for ever."""
+    try:
+        return str(error)
+    except Exception as fault:
+        return f"(its text cannot be made: {type(fault).__name__})"
+
+
 def storable_key(value: str) -> str:
     """
     A key as it is stored and ordered by: escaped, and longer than 255 characters cut with a digest.

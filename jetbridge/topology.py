@@ -69,6 +69,12 @@ def durable_name(app: str, partition: int | None = None) -> str:
     return base if partition is None else f"{base}-{partition}"
 
 
+def durable_of(subject_: str) -> str:
+    """The durable that delivers a subject, the reverse of :func:`filter_subject`."""
+    _source, _sync, app, *number = subject_.split(".")
+    return durable_name(app, int(number[0]) if number and number[0].isdigit() else None)
+
+
 def filter_subject(source: str, app: str, partition: int | None = None) -> str:
     """What the durable of ``app`` reads from the stream of ``source``."""
     return subject(source, app, partition)

@@ -78,7 +78,9 @@ class Running:
 
 
 @contextmanager
-def _running(main: Callable[[Settings, asyncio.Event], Awaitable[Any]], settings: Settings) -> Iterator[Running]:
+def _running(
+    main: Callable[[Settings, asyncio.Event], Awaitable[Any]], settings: Settings
+) -> Iterator[Running]:
     running = Running(lambda stop: main(settings, stop))
     try:
         yield running
@@ -252,9 +254,7 @@ class Processes:
 
     def consumer(self, world: World, handlers: str, *arguments: str, **keys: Any) -> Process:
         """``jetbridge_consume`` of billing."""
-        return self.start(
-            "jetbridge_consume", *arguments, keys={**world.consumer, **keys}, handlers=handlers
-        )
+        return self.start("jetbridge_consume", *arguments, keys={**world.consumer, **keys}, handlers=handlers)
 
     def end(self) -> None:
         for process in self._made:
@@ -270,5 +270,3 @@ def databases_of_tests(**options: Any) -> dict[str, Any]:
         found[alias] = {name: known[name] for name in wanted if known.get(name)}
         found[alias]["OPTIONS"] = {**known.get("OPTIONS", {}), **options}
     return found
-
-

@@ -266,7 +266,7 @@ class Consumer:
             await asyncio.wait(self._tasks, timeout=timeout_s)
         # Followers of a running item stay with it: given back, they would overtake it at the next owner.
         kept = {other.message for item in self._running for other in self._lanes.of(item.lane())}
-        # In stream order: the server redelivers in the order of the naks.
+        # In stream order, which the server mostly keeps; it rotates its queue when it wakes up without a pull.
         for message in sorted(self._messages - kept, key=lambda message: message.sequence):
             if message.reply and not message.abandoned:
                 await acks.nak(self._connection, message.reply)

@@ -13,7 +13,7 @@ from typing import Final, TypeAlias
 
 from django.db import connections
 
-from jetbridge import retry
+from jetbridge import retry, text
 from jetbridge.conf import Settings
 from jetbridge.dead_letters import redrive
 from jetbridge.dead_letters import store as dead_letters
@@ -108,7 +108,7 @@ def _failed(job: Job, handler: Handler, failed: Failed, settings: Settings) -> S
             return _give_up(job, error, reason, failed.attempt, settings)
         case Again(delay_s=delay_s, spends=spends):
             if not spends and _outage(error, job.using):
-                return Wait(delay_s=delay_s, why=f"{type(error).__name__}: {error}")
+                return Wait(delay_s=delay_s, why=f"{type(error).__name__}: {text.of_error(error)}")
             recorded = inbox.record_failure(
                 job.received,
                 job.handler_name,
@@ -120,7 +120,8 @@ def _failed(job: Job, handler: Handler, failed: Failed, settings: Settings) -> S
             )
             # Not recorded: another copy has moved on. The next look at the row tells what it did.
             return Wait(
-                delay_s=delay_s if recorded else LOST_RACE_DELAY_S, why=f"{type(error).__name__}: {error}"
+                delay_s=delay_s if recorded else LOST_RACE_DELAY_S,
+                why=f"{type(error).__name__}: {text.of_error(error)}",
             )
 
 

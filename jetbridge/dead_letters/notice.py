@@ -38,22 +38,23 @@ def notice(received: Received, failure: Failure, *, message_id: str, settings: S
     Everything in it is ASCII and short: a Ruby peer fails on a non-ASCII header, and headers count
     towards the size the server accepts.
     """
+    deliveries = max(1, failure.attempts)  # one that reached no handler has been delivered, too
     context = {
         "event_id": received.event_id,
         "reason": failure.reason,
         "error_class": failure.error_class,
         "error_message": text.storable(failure.error, MAX_MESSAGE_CHARS),
-        "deliveries": failure.attempts,
+        "deliveries": deliveries,
         "original_subject": received.subject,
         "sequence": received.sequence,
-        "consumer": topology.durable_name(settings.app_name),
+        "consumer": topology.durable_of(received.subject),
         "stream": received.stream,
         "published_at": envelope.format_instant(datetime.now(UTC).replace(microsecond=0)),
     }
     headers = _original(received.headers) | {
         "x-dead-letter": "true",
         "x-dlq-reason": failure.reason,
-        "x-deliveries": str(failure.attempts),
+        "x-deliveries": str(deliveries),
         "x-dlq-context": json.dumps(context, separators=(",", ":")),
         "Nats-TTL": f"{settings.dlq_ttl_s:.0f}s",
     }

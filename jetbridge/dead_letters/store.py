@@ -94,7 +94,7 @@ def failure(error: BaseException, *, reason: str, attempts: int) -> Failure:
     return Failure(
         reason=reason,
         error_class=text.storable(type(error).__qualname__, 255),
-        error=text.storable(str(error), 10_000),
+        error=text.storable(text.of_error(error), 10_000),
         traceback=text.storable("".join(lines), 50_000),
         attempts=attempts,
     )

@@ -211,5 +211,5 @@ def _insert(received: Received, handler: str, state: InboxState, using: str, **v
 def _error(error: BaseException) -> dict[str, object]:
     return {
         "error_class": text.storable(type(error).__qualname__, 255),
-        "error": text.storable(str(error), 10_000),
+        "error": text.storable(text.of_error(error), 10_000),
     }

@@ -16,7 +16,7 @@ from jetbridge.conf import Settings
 def add_database(parser: CommandParser) -> None:
     """``--database ALIAS``."""
     parser.add_argument(
-        "--database", metavar="ALIAS", help="Database alias; default: the first of JETBRIDGE[\"DATABASES\"]."
+        "--database", metavar="ALIAS", help='Database alias; default: the first of JETBRIDGE["DATABASES"].'
     )
 
 

@@ -14,6 +14,11 @@ _EAGER_NAMES = (
     "autovacuum_vacuum_scale_factor, autovacuum_vacuum_threshold, "
     "autovacuum_analyze_scale_factor, autovacuum_analyze_threshold, autovacuum_vacuum_cost_delay"
 )
+# Django's second index for prefixes of a text key, which nobody looks for here.
+_LIKE = {
+    "jetbridge_lease_name_2bcf4e73_like": ("jetbridge_lease", "name"),
+    "jetbridge_worker_id_2ce6e061_like": ("jetbridge_worker", "id"),
+}
 # Identity is compared byte for byte; the default collations of MySQL ignore case and accents.
 _BINARY = "CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL"
 
@@ -29,6 +34,7 @@ class Migration(migrations.Migration):
                     f"ALTER TABLE jetbridge_lease SET (fillfactor = 50, {_EAGER})",
                     "ALTER TABLE jetbridge_inbox SET (fillfactor = 90)",
                     "CREATE INDEX jb_archive_sent ON jetbridge_archive USING brin (sent_at)",
+                    *(f"DROP INDEX IF EXISTS {name}" for name in _LIKE),
                 ],
                 "mysql": [
                     f"ALTER TABLE {table} MODIFY handler varchar(190) {_BINARY}, "
@@ -38,6 +44,10 @@ class Migration(migrations.Migration):
             },
             backwards={
                 "postgresql": [
+                    *(
+                        f"CREATE INDEX {name} ON {table} ({column} varchar_pattern_ops)"
+                        for name, (table, column) in _LIKE.items()
+                    ),
                     "DROP INDEX jb_archive_sent",
                     "ALTER TABLE jetbridge_inbox RESET (fillfactor)",
                     f"ALTER TABLE jetbridge_lease RESET (fillfactor, {_EAGER_NAMES})",

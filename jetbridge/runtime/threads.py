@@ -106,12 +106,11 @@ def _replace_broken_connections() -> None:
     per message. A thread left inside ``atomic`` by a bug is cleaned up, too.
     """
     for connection in connections.all(initialized_only=True):
-        if connection.connection is None:
-            continue
         if connection.in_atomic_block:
+            # Closing alone would leave Django's wrapper inside the block, and with it every later job.
+            connection.in_atomic_block = connection.closed_in_transaction = False
             connection.close()
-            continue
-        if connection.errors_occurred:
+        elif connection.connection is not None and connection.errors_occurred:
             if connection.is_usable():
                 connection.errors_occurred = False
             else:

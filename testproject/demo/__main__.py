@@ -6,22 +6,19 @@ Exit codes: 0 every promise held · 1 one was broken · 2 usage · 4 a server di
 
 from __future__ import annotations
 
+import argparse
+import json
+import os
+import signal
+import sys
+import tempfile
 import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NoReturn
 
-STARTED_AT = time.monotonic()
-
-import argparse  # noqa: E402
-import json  # noqa: E402
-import os  # noqa: E402
-import signal  # noqa: E402
-import sys  # noqa: E402
-import tempfile  # noqa: E402
-from collections.abc import Sequence  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import TYPE_CHECKING, Final, NoReturn  # noqa: E402
-
-from testproject.demo.orders import MIN_ORDERS  # noqa: E402
-from testproject.demo.report import Reporter  # noqa: E402
+from testproject.demo.orders import MIN_ORDERS
+from testproject.demo.report import Reporter
 
 if TYPE_CHECKING:
     from testproject.demo.run import Result
@@ -34,8 +31,9 @@ TIMED_OUT: Final = 6
 
 
 def main(arguments: Sequence[str]) -> int:
+    started_at = time.monotonic()
     options = _parser().parse_args(arguments)
-    reporter = Reporter(STARTED_AT)
+    reporter = Reporter(started_at)
     folder = _folder(options.dir)
     reporter.say(f"jetbridge demo: {options.orders} orders, {options.db}, seed {options.seed}, in {folder}")
     signal.signal(signal.SIGTERM, _terminated)
@@ -52,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
             orders=options.orders,
             seed=options.seed,
             timeout_s=options.timeout,
-            started_at=STARTED_AT,
+            started_at=started_at,
             reporter=reporter,
         )
     except ServerTrouble as trouble:
@@ -98,18 +96,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-class _number:  # noqa: N801
-    """A whole number within bounds, on the command line."""
-
-    def __init__(self, low: int, high: int) -> None:
-        self.low, self.high = low, high
-
-    def __call__(self, text: str) -> int:
-        if not (text.isdecimal() and self.low <= int(text) <= self.high):
-            raise argparse.ArgumentTypeError(
-                f"expected a whole number from {self.low} to {self.high}, got {text!r}"
-            )
+def _number(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
+            raise argparse.ArgumentTypeError(f"expected a whole number from {low} to {high}, got {text!r}")
         return int(text)
+
+    return parse
 
 
 def _new_file(text: str) -> Path:

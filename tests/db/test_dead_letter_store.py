@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from django.db import connection
 
-from jetbridge import signals
+from jetbridge import received, signals
 from jetbridge.conf import get_settings
 from jetbridge.dead_letters import store
+from jetbridge.envelope import Position
 from jetbridge.inbox import store as inbox_store
 from jetbridge.models import DeadLetter, Inbox, Outbox
 from jetbridge.received import Received
@@ -20,12 +21,12 @@ from tests.worlds import body, outbox
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("shop")]
 
 
-def bury(received: Received, error: BaseException | None = None, **changes: Any) -> int | None:
+def bury(given: Received, error: BaseException | None = None, **changes: Any) -> int | None:
     """Give a message up as the consumer does."""
     options = {"reason": "max_deliver_exceeded", "attempt": 3, **changes}
     handler = options.pop("handler", "t.handler")
     return store.bury(
-        received, handler, error or ValueError("why"), settings=get_settings(), using="default", **options
+        given, handler, error or ValueError("why"), settings=get_settings(), using="default", **options
     )
 
 
@@ -84,12 +85,14 @@ def test_an_inbox_row_of_earlier_attempts_becomes_dead():
 
 def test_the_notice_lies_in_the_outbox_in_the_form_of_the_contract():
     """Original body and headers less ``Nats-*``, and the facts."""
-    number = bury(message(headers={"X-Own": "1", "nats-msg-id": "e-1", "NATS-Batch-Id": "b"}, sequence=9), raised())
+    number = bury(
+        message(headers={"X-Own": "1", "nats-msg-id": "e-1", "NATS-Batch-Id": "b"}, sequence=9), raised()
+    )
 
     (row,) = outbox()
     assert (row.kind, row.destination, row.subject) == ("dead_letter", "dlq", "shop.sync.dlq")
     assert (row.message_id, row.state, row.key) == (f"dlq:{number}:0", "ready", "")
-    assert bytes(row.body) == body()
+    assert bytes(row.body) == body("e-1")
     context = json.loads(row.headers.pop("x-dlq-context"))
     assert row.headers == {
         "X-Own": "1",
@@ -115,9 +118,6 @@ def test_the_notice_lies_in_the_outbox_in_the_form_of_the_contract():
 
 def test_the_notice_of_a_partitioned_source_names_its_own_durable():
     """``consumer`` is the durable that delivered the message: ``<app>-workers-<n>``."""
-    from jetbridge import received
-    from jetbridge.envelope import Position
-
     place = Position(subject="billing.sync.shop.3", stream="jetbridge-billing", sequence=1, stored_ns=1)
     bury(received.read(body(), {}, place, app="shop"))
 
@@ -144,7 +144,15 @@ def test_two_handlers_of_one_event_have_two_dead_letters_and_two_notices():
 
 @pytest.mark.parametrize(
     "text",
-    ["NUL \x00", "surrogate \ud800", "x" * 1_000_000, "\x00" * 100_000, "☃" * 100_000, "line\r\nbreak\x7f", ""],
+    [
+        "NUL \x00",
+        "surrogate \ud800",
+        "x" * 1_000_000,
+        "\x00" * 100_000,
+        "☃" * 100_000,
+        "line\r\nbreak\x7f",
+        "",
+    ],
     ids=["nul", "surrogate", "long", "many nuls", "many snowmen", "line breaks", "empty"],
 )
 def test_no_text_of_an_error_can_make_it_fail(text):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from django.db import DatabaseError, connection, transaction
@@ -17,6 +18,7 @@ from tests.worlds import in_coroutine, outbox
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("shop")]
 
+UNSENDABLE: dict[str, Any] = {"x": object()}
 SIZES = [1, 99, 100, 2_500]
 
 
@@ -34,14 +36,14 @@ def test_ids_come_back_in_order_and_rows_keep_that_order(count):
 @pytest.mark.parametrize("count", SIZES)
 def test_rows_are_the_same_as_those_of_publish(count):
     """COPY and INSERT write the same columns and the same defaults."""
-    fixed = {
+    fixed: dict[str, Any] = {
         "event_id": "x",
         "trace_id": "t",
         "occurred_at": datetime(2026, 1, 1, tzinfo=UTC),
         "headers": {"X-Own": 'tab, "quotes" \\ and {braces}'},
         "key": "tab\t, line\n, \\N, \\. and ☃",
     }
-    payload = {"id": 7, "text": "\\N \\. \t \n \r \x00 ☃ 'quotes\""}
+    payload: dict[str, Any] = {"id": 7, "text": "\\N \\. \t \n \r \x00 ☃ 'quotes\""}
     jetbridge.publish("a.b", payload, **fixed)
     jetbridge.publish_many([jetbridge.Event("a.b", payload, **fixed)] * count)
 
@@ -65,7 +67,7 @@ def test_one_bad_event_means_none_is_written(count):
     events = [jetbridge.Event("a.b", {"n": n}) for n in range(count)]
 
     with pytest.raises(jetbridge.InvalidEvent):
-        jetbridge.publish_many([*events, jetbridge.Event("a.b", {"x": object()})])
+        jetbridge.publish_many([*events, jetbridge.Event("a.b", UNSENDABLE)])
 
     assert Outbox.objects.count() == 0
 
@@ -93,7 +95,7 @@ def test_a_database_error_in_the_middle_means_none_is_written(count, monkeypatch
         rows = good(event, *rest, **more)
         if event.payload["n"] != count - 1:
             return rows
-        return [replace(row, bucket=None) for row in rows]
+        return [replace(row, bucket=None) for row in rows]  # type: ignore[arg-type]
 
     monkeypatch.setattr(drafts, "drafts", broken)
     with pytest.raises(DatabaseError):

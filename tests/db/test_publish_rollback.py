@@ -18,6 +18,7 @@ from jetbridge.models import Archive, DeadLetter, Deferred, Inbox, Outbox, Sched
 from testproject.orders.models import Order
 from tests.db.work import work_for
 
+# ruff: noqa: PT012 - the block under test is the whole transaction
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("shop", "handlers")]
 
 

@@ -28,7 +28,11 @@ def test_a_delay_counts_from_now(delay):
     event_id = jetbridge.publish("a.b", {"id": 1}, delay=delay)
 
     (row,) = Scheduled.objects.all()
-    assert (row.event_id, row.message_id, row.subject) == (event_id, f"{event_id}:billing", "shop.sync.billing")
+    assert (row.event_id, row.message_id, row.subject) == (
+        event_id,
+        f"{event_id}:billing",
+        "shop.sync.billing",
+    )
     assert timedelta(seconds=59) < row.due_at - before < timedelta(seconds=70)
     assert row.name is None
     assert Outbox.objects.count() == 0
@@ -43,7 +47,9 @@ def test_an_instant_may_be_given_in_any_zone():
     assert Scheduled.objects.get().due_at == at
 
 
-@pytest.mark.parametrize("when", [{"delay": 0}, {"delay": timedelta(0)}, {"at": datetime(2020, 1, 1, tzinfo=UTC)}])
+@pytest.mark.parametrize(
+    "when", [{"delay": 0}, {"delay": timedelta(0)}, {"at": datetime(2020, 1, 1, tzinfo=UTC)}]
+)
 def test_what_is_due_already_goes_at_once(when):
     """No detour through the scheduled table."""
     jetbridge.publish("a.b", {}, **when)
@@ -128,10 +134,11 @@ def test_use_tz_false_means_local_time(settings):
     """A naive ``at`` under ``USE_TZ=False`` is local time, as Django has it."""
     settings.USE_TZ = False
     settings.TIME_ZONE = "Europe/Berlin"
+    local = datetime(2100, 7, 1, 12, 0)  # noqa: DTZ001
 
-    jetbridge.publish("a.b", {}, at=datetime(2100, 7, 1, 12, 0), event_id="x")
+    jetbridge.publish("a.b", {}, at=local, event_id="x")
 
-    assert Scheduled.objects.filter(due_at=datetime(2100, 7, 1, 12, 0)).count() == 1
+    assert Scheduled.objects.filter(due_at=local).count() == 1
 
 
 def test_a_delay_from_a_coroutine():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 
 import pytest
 from django.db import DatabaseError, connection, connections, transaction
@@ -31,7 +32,12 @@ def test_effect_event_and_inbox_row_are_committed_together():
     row = Inbox.objects.get()
     assert (row.handler, row.source, row.event_id) == ("t.handler", "billing", "e-1")
     assert (row.state, row.attempts, row.starts, row.duplicates) == ("processed", 1, 1, 0)
-    assert (row.event_type, row.key, row.stream, row.sequence) == ("order.placed", "order:7", "jetbridge-billing", 1)
+    assert (row.event_type, row.key, row.stream, row.sequence) == (
+        "order.placed",
+        "order:7",
+        "jetbridge-billing",
+        1,
+    )
     assert row.finished_at is not None
     assert (Order.objects.count(), Outbox.objects.count()) == (1, 1)
 
@@ -145,7 +151,9 @@ def test_a_late_failure_does_not_undo_what_another_copy_did():
     assert Inbox.objects.get().state == "processed"
 
 
-@pytest.mark.parametrize("error", [jetbridge.Retry(delay=30), jetbridge.Snooze(3600), jetbridge.Reject("why")])
+@pytest.mark.parametrize(
+    "error", [jetbridge.Retry(delay=30), jetbridge.Snooze(3600), jetbridge.Reject("why")]
+)
 def test_a_verdict_rolls_the_effect_back(error):
     """Whatever the handler decides about the event, what it wrote is gone."""
 
@@ -165,10 +173,8 @@ def test_a_transaction_that_is_marked_for_rollback_is_a_failure():
 
     def handler(event: jetbridge.Delivery) -> None:
         order = Order.objects.create(number="1", total=1)
-        try:
+        with suppress(DatabaseError):
             Order.objects.create(pk=order.pk, number="2", total=1)
-        except DatabaseError:
-            pass
 
     result = unit_of_work.attempt(*work_for(handler))
 
@@ -176,7 +182,9 @@ def test_a_transaction_that_is_marked_for_rollback_is_a_failure():
     assert (Order.objects.count(), Inbox.objects.count()) == (0, 0)
 
 
-@pytest.mark.parametrize("statement", ["SELECT * FROM no_such_table", "SELECT 1 / 0", "SELECT pg_catalog.nothing()"])
+@pytest.mark.parametrize(
+    "statement", ["SELECT * FROM no_such_table", "SELECT 1 / 0", "SELECT pg_catalog.nothing()"]
+)
 def test_a_caught_error_of_a_raw_statement_never_loses_the_event(statement):
     """
     PostgreSQL answers the COMMIT of a broken transaction with ROLLBACK and no error. If the attempt counted
@@ -214,10 +222,8 @@ def test_a_caught_lock_timeout_never_loses_the_event():
             connections.close_all()
 
     def handler(event: jetbridge.Delivery) -> None:
-        try:
+        with suppress(DatabaseError):
             Order.objects.select_for_update(nowait=True).get(pk=order.pk)
-        except DatabaseError:
-            pass
 
     thread = threading.Thread(target=hold)
     thread.start()

@@ -11,7 +11,9 @@ from testproject.billing.models import Invoice
 from tests.worlds import World, body, dead_letters, inbox
 
 
-def seen_by_handler(world: World, *messages: bytes | tuple[bytes, dict[str, str]]) -> list[jetbridge.Delivery]:
+def seen_by_handler(
+    world: World, *messages: bytes | tuple[bytes, dict[str, str]]
+) -> list[jetbridge.Delivery]:
     """Send messages with plain nats-py; what the handler of everything was given, in stream order."""
     seen: list[jetbridge.Delivery] = []
 
@@ -82,7 +84,7 @@ def test_an_effect_is_committed_once_for_two_copies(world):
 
     @jetbridge.handler("order.placed", name="t.invoice")
     def invoice(event: jetbridge.Delivery) -> None:
-        Invoice.objects.create(order_id=7, event_id=event.event_id, total=1)
+        Invoice.objects.create(order_id=7, event_id=str(event.event_id), total=1)
 
     world.send((body("x"), {"Nats-Msg-Id": "a"}), (body("x"), {"Nats-Msg-Id": "b"}), body("x"))
     report = world.consume()
@@ -178,7 +180,7 @@ def test_several_handlers_of_one_event_are_independent(world):
 
     @jetbridge.handler("order.placed", name="t.good")
     def good(event: jetbridge.Delivery) -> None:
-        Invoice.objects.create(order_id=7, event_id=event.event_id, total=1)
+        Invoice.objects.create(order_id=7, event_id=str(event.event_id), total=1)
 
     @jetbridge.handler("order.*", name="t.bad")
     def bad(event: jetbridge.Delivery) -> None:
@@ -207,7 +209,9 @@ def test_a_handlers_own_publish_carries_the_handled_event_as_its_cause(world):
     world.relay_of_billing()
 
     first, second = sorted(
-        world.stored(world.billing), key=lambda message: message.headers["Jetbridge-Causation-Id"], reverse=True
+        world.stored(world.billing),
+        key=lambda message: message.headers["Jetbridge-Causation-Id"],
+        reverse=True,
     )
     assert first.headers["Jetbridge-Causation-Id"] == "root-less"
     assert first.headers["Jetbridge-Correlation-Id"] == "root-less"

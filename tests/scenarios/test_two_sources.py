@@ -90,7 +90,9 @@ def test_two_sources_in_one_shared_stream_are_told_apart(transactional_db, nats_
     assert sorted(seen) == sorted([one.shop, depot])
 
 
-def test_one_event_id_to_two_destinations_in_two_calls_arrives_at_both(transactional_db, nats_server, handlers):
+def test_one_event_id_to_two_destinations_in_two_calls_arrives_at_both(
+    transactional_db, nats_server, handlers
+):
     """A bare id would be dropped by the stream the second time: the message id names the destination too."""
     world = World(nats_server.url)
     audit = f"audit-{world.shop}"

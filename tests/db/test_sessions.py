@@ -1,0 +1,114 @@
+"""How a worker's sessions are set: what a stopped copy holds is freed by the database."""
+
+from __future__ import annotations
+
+import threading
+
+import psycopg
+import pytest
+from django.db import DatabaseError, connection, connections, transaction
+
+from jetbridge.models import Lease
+from jetbridge.runtime.sessions import KEEPALIVES, limit_idle_transactions
+from tests.waiting import eventually
+
+pytestmark = [pytest.mark.postgres, pytest.mark.django_db(transaction=True, databases=["default", "other"])]
+
+
+def in_a_thread(job):
+    """Run ``job`` with connections of its own; its result or error."""
+    found: list[object] = []
+
+    def run() -> None:
+        try:
+            found.append(job())
+        except BaseException as error:
+            found.append(error)
+        finally:
+            connections.close_all()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(20)
+    return found[0]
+
+
+def setting(name: str, alias: str = "default") -> str:
+    with connections[alias].cursor() as cursor:
+        cursor.execute(f"SHOW {name}")
+        return str(cursor.fetchone()[0])
+
+
+@pytest.fixture
+def limited():
+    undo = limit_idle_transactions(["default"], idle_s=0.5)
+    yield
+    undo()
+    for name in KEEPALIVES:
+        connections.settings["default"]["OPTIONS"].pop(name, None)
+
+
+def test_new_sessions_of_the_alias_have_the_limit_and_no_others(limited):
+    assert in_a_thread(lambda: setting("idle_in_transaction_session_timeout")) == "500ms"
+    assert in_a_thread(lambda: setting("idle_in_transaction_session_timeout", "other")) == "0"
+
+
+def test_an_idle_transaction_frees_what_it_holds(limited):
+    """The inbox row of a stopped copy: another may have it after the limit, and the copy cannot commit any more."""
+    Lease.objects.create(name="row", owner="", expires_at="2026-01-01T00:00:00Z")
+    held, over = threading.Event(), threading.Event()
+    errors: list[object] = []
+
+    def stopped() -> None:
+        try:
+            with transaction.atomic():
+                Lease.objects.filter(name="row").update(owner="stopped")
+                held.set()
+                assert over.wait(20)
+                Lease.objects.count()
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            connections.close_all()
+
+    thread = threading.Thread(target=stopped)
+    thread.start()
+    assert held.wait(10)
+    assert Lease.objects.filter(name="row").update(owner="other") == 1  # waits for the limit
+    over.set()
+    thread.join(10)
+
+    assert isinstance(errors[0], DatabaseError)
+    assert Lease.objects.get().owner == "other"
+
+
+def test_keepalives_find_a_dead_machine(limited):
+    """Of the options that reach the driver; what a project has set itself stays."""
+
+    def parameters() -> dict[str, str]:
+        connection.ensure_connection()
+        assert isinstance(connection.connection, psycopg.Connection)
+        return connection.connection.info.get_parameters()
+
+    assert in_a_thread(parameters) != {}
+    options = connections.settings["default"]["OPTIONS"]
+    assert {name: options[name] for name in KEEPALIVES} == KEEPALIVES
+
+
+def test_a_projects_own_keepalives_stay():
+    options = connections.settings["default"].setdefault("OPTIONS", {})
+    options["keepalives_idle"] = 99
+    undo = limit_idle_transactions(["default"], idle_s=60)
+    try:
+        assert options["keepalives_idle"] == 99
+        assert options["keepalives_count"] == KEEPALIVES["keepalives_count"]
+    finally:
+        undo()
+        for name in KEEPALIVES:
+            options.pop(name, None)
+
+
+def test_undone_it_sets_nothing_any_more():
+    limit_idle_transactions(["default"], idle_s=5)()
+
+    eventually(lambda: in_a_thread(lambda: setting("idle_in_transaction_session_timeout")) == "0", 2)
