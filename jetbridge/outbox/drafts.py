@@ -178,13 +178,10 @@ def _resource_id(event: Event) -> str:
 
 
 def _key(key: object, resource_type: str, resource_id: str) -> str:
-    if key is None:
+    """An empty key is no key given: a handler that forwards ``key=event.key`` must not fail on some events."""
+    if key is None or key == "":
         default = envelope.default_key(resource_type, resource_id)
         return _name("The default key (resource type and id)", default) if default else ""
-    if key == "":
-        raise InvalidEvent(
-            "key must not be empty; leave it out for the default, or give resource_id='' for no order."
-        )
     return _name("key", key)
 
 

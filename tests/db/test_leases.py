@@ -1,4 +1,4 @@
-"""Leases: one owner by the database's clock, acting ends at two thirds by the holder's own, and freeing is immediate."""
+"""Leases: one owner by the database's clock, acting ends at two thirds by the holder's own, freeing is immediate."""
 
 from __future__ import annotations
 

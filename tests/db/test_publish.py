@@ -289,3 +289,11 @@ def test_at_most_one_commit_hook_per_transaction():
         for _ in range(20):
             jetbridge.publish("a.b", {})
         assert len(connection.run_on_commit) <= 1
+
+
+def test_an_empty_key_is_no_key_given():
+    """A handler that forwards ``key=event.key`` must not fail on the events that have none."""
+    jetbridge.publish("order.placed", {"id": 7}, key="")
+    jetbridge.publish("order.placed", {}, key="")
+
+    assert [row.key for row in Outbox.objects.order_by("id")] == ["order:7", ""]

@@ -118,7 +118,8 @@ def test_an_unordered_handler_waits_for_nobody(world):
 
     world.consume()
 
-    assert seen == ["1.1", "2.1", "1.2"]
+    assert sorted(seen[:2]) == ["1.1", "2.1"]
+    assert seen[2:] == ["1.2"]
 
 
 def test_events_without_a_key_wait_for_nobody(world):
@@ -135,7 +136,8 @@ def test_events_without_a_key_wait_for_nobody(world):
 
     world.consume()
 
-    assert seen == ["1.1", "2.1", "1.2"]
+    assert sorted(seen[:2]) == ["1.1", "2.1"]
+    assert seen[2:] == ["1.2"]
 
 
 # --- several handlers ----------------------------------------------------------------------------

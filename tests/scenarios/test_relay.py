@@ -117,6 +117,25 @@ def test_a_refused_message_holds_its_key_and_no_other(make_world):
     assert (report.totals.refused, report.left) == (1, 3)
 
 
+def test_nothing_of_a_key_is_on_its_way_behind_an_open_question(world):
+    """
+    The server's refusal takes a round trip. Until then no other row of the key may be in flight, or the
+    stream would hold 2 and 3 without 1. Red if the publisher pipelines within a lane.
+    """
+    with world.as_shop():
+        publish(1, 2, 3, key="a")
+        publish(4, 5, key="b")
+    first = outbox()[0]
+    first.headers["Nats-Expected-Last-Sequence"] = "999"
+    first.save()
+
+    world.relay()
+
+    assert numbers(world) == [4, 5]
+    assert states() == {1: OutboxState.REFUSED, 2: OutboxState.HELD, 3: OutboxState.HELD}
+    assert outbox()[0].error_code == "10071"
+
+
 def test_a_new_relay_knows_the_held_keys_before_it_sends(make_world):
     """A later event of a held key, met by a relay that did not see the refusal, is held too. Red without _take_over."""
     world = make_world(SMALL_PAYLOAD)
