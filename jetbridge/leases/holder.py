@@ -22,6 +22,10 @@ SAFE_SHARE = 2 / 3
 
 class LeaseHolder:
     """
+    Attributes:
+        acquisitions: Grows whenever a lease is taken. Between two looks one may be lost to another and won back,
+            and what this process knew of its rows is stale then.
+
     Args:
         names: The leases to hold.
         owner: This process.
@@ -53,6 +57,7 @@ class LeaseHolder:
         self._held: frozenset[str] = frozenset()
         self._safe_until = float("-inf")
         self._idle_since: float | None = None
+        self.acquisitions = 0
 
     def held(self) -> frozenset[str]:
         """The leases this process may act on at this moment."""
@@ -87,9 +92,11 @@ class LeaseHolder:
         free = self._names - held
         if free:
             store.ensure(free, using=self._using)  # each time: somebody may empty the table under us
-            held |= store.acquire(
+            taken = store.acquire(
                 free, owner=self._owner, ttl_s=self._ttl_s, limit=len(free), using=self._using
             )
+            self.acquisitions += bool(taken)
+            held |= taken
         return frozenset(held)
 
     def _given_up(self) -> bool:

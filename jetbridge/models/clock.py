@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.conf import settings
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import DateTimeField, Func
 from django.db.models.sql.compiler import SQLCompiler
@@ -39,7 +40,9 @@ class WallClock(Func):
     def as_sqlite(
         self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any
     ) -> tuple[str, tuple[str | int, ...]]:
-        return "strftime('%%Y-%%m-%%d %%H:%%M:%%f', 'now', %s)", (f"{self.offset_s:+.3f} seconds",)
+        # Under USE_TZ=False Django stores local time here, and sets the process's zone to TIME_ZONE.
+        zone = "'now'" if settings.USE_TZ else "'now', 'localtime'"
+        return f"strftime('%%Y-%%m-%%d %%H:%%M:%%f', {zone}, %s)", (f"{self.offset_s:+.3f} seconds",)
 
     def as_mysql(
         self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any

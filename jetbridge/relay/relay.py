@@ -75,6 +75,7 @@ class Relay:
         self._holder = holder
         self._threads = threads
         self._buckets: frozenset[int] = frozenset()
+        self._acquisitions = 0
         self._parked: dict[str, float] = {}
         self._refused: set[tuple[str, str]] = set()
         self._next_promote = self._next_release = 0.0
@@ -87,7 +88,6 @@ class Relay:
         """One page; returns seconds to sleep."""
         held = self._holder.held()
         if not held:
-            self._buckets = frozenset()  # another owner may park and hold rows that we then have to learn
             return 0.1
         if not self._connection.is_connected:
             await self._connection.ready(1.0)
@@ -203,7 +203,9 @@ class Relay:
     async def _take_over(self, held: frozenset[str]) -> None:
         """Know what is parked and refused in new buckets before the first of their rows is sent."""
         buckets = frozenset(int(name.rpartition("/")[2]) for name in held)
-        gained = buckets - self._buckets
+        acquisitions = self._holder.acquisitions
+        # After any acquisition everything is learned anew: another owner may have parked and held rows meanwhile.
+        gained = buckets - self._buckets if acquisitions == self._acquisitions else buckets
         if gained:
             parked = await self._threads.run(store.blocked, OutboxState.PARKED, gained, using=self._using)
             self._parked |= {subject: 0.0 for subject, _ in parked if subject not in self._parked}
@@ -214,7 +216,7 @@ class Relay:
                     store.blocked, OutboxState.REFUSED, gained, using=self._using
                 )
                 self._refused |= {lane for lane in refused if lane[1]}
-        self._buckets = buckets
+        self._buckets, self._acquisitions = buckets, acquisitions
 
     async def _learn_stream(self) -> None:
         """Once per connection: whether the stream is still the one the archive knows."""

@@ -46,7 +46,15 @@ def test_the_settings_page_is_current():
 def test_settings_named_in_other_pages_exist():
     """`SOME_KEY` in a sentence is a key of JETBRIDGE, or one of the few others."""
     ours = {option.key for option in OPTIONS}
-    others = {"INSTALLED_APPS", "ATOMIC_REQUESTS", "USE_TZ", "BASE_DIR", "INVOICE_LIMIT", "JET_BRIDGE", "SILENCED_SYSTEM_CHECKS"}
+    others = {
+        "INSTALLED_APPS",
+        "ATOMIC_REQUESTS",
+        "USE_TZ",
+        "BASE_DIR",
+        "INVOICE_LIMIT",
+        "JET_BRIDGE",
+        "SILENCED_SYSTEM_CHECKS",
+    }
     unknown = {
         f"{page.name}: {name}"
         for page in (ROOT / "docs").rglob("*.md")

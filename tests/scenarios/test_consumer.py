@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from django.db import connection, transaction
+from django.db import OperationalError, connection, transaction
 
 import jetbridge
 from jetbridge.models import Archive, DeadLetter, Inbox, InboxState, Outbox
@@ -394,6 +394,27 @@ def test_transient_classes_spend_no_attempt(world):
 
     assert attempts == [1, 1, 1]
     assert (effects(), inbox()[0].attempts, DeadLetter.objects.count()) == ([1], 1, 0)
+
+
+def test_a_passing_trouble_of_the_database_spends_no_attempt(world):
+    """The session breaks in the handler and the next one works: nobody's fault. Red without is_outage()."""
+    attempts: list[int] = []
+
+    @jetbridge.handler(">", name="t.broken", max_attempts=1, permanent=[Exception])
+    def handle(event: jetbridge.Delivery) -> None:
+        attempts.append(event.attempt)
+        invoice(event)
+        if len(attempts) == 1 and VENDOR == "sqlite":
+            raise OperationalError("database is locked")
+        if len(attempts) == 1:
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+    send(world, 1)
+    world.consume()
+
+    assert (attempts, effects(), inbox()[0].attempts) == ([1, 1], [1], 1)
+    assert DeadLetter.objects.count() == 0
 
 
 def test_a_raising_on_commit_hook_is_no_failure(world):
