@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from django.apps import AppConfig
 from django.utils.translation import gettext_lazy as _
 
@@ -17,4 +19,4 @@ class JetbridgeConfig(AppConfig):
     def ready(self) -> None:
         from jetbridge import autodiscovery, checks  # noqa: F401
 
-        autodiscovery.discover_tolerantly()
+        autodiscovery.discover_at_start(sys.argv)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +13,10 @@ from django.apps import apps
 from jetbridge import conf
 
 logger = logging.getLogger("jetbridge")
+
+# What was wrong with a module while the apps were loaded, if one of our own commands runs: it can say so in the
+# format that was asked for. Every other process fails at once.
+held_back: Exception | None = None
 
 
 def discover() -> None:
@@ -37,6 +42,17 @@ def discover_tolerantly() -> None:
             if _mentions_jetbridge(module):
                 raise
             logger.warning("Could not import %s; it does not mention jetbridge, so this is ignored.", module)
+
+
+def discover_at_start(arguments: Sequence[str]) -> None:
+    """:func:`discover_tolerantly` while the apps are loaded; ``arguments`` are those of the process."""
+    global held_back
+    try:
+        discover_tolerantly()
+    except Exception as fault:
+        if not any(word.startswith("jetbridge_") for word in arguments[1:2]):
+            raise
+        held_back = fault
 
 
 def _modules(name: str) -> list[str]:

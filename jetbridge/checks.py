@@ -20,14 +20,16 @@ from jetbridge import conf
 from jetbridge.conf import Settings
 from jetbridge.registry import registry
 
-DOCS: Final = "See docs/reference/settings.md."
+DOCS: Final = (
+    "jetbridge.conf.OPTIONS lists every key; so does the reference of settings in the documentation."
+)
 SPARE_CONNECTIONS: Final = 3
 """Threads of a consumer besides the handlers': leases, deferred table, and one to spare."""
 
 
 @register("jetbridge")
 def check_settings(app_configs: Sequence[AppConfig] | None = None, **_: Any) -> list[CheckMessage]:
-    """E001: a fault of ``JETBRIDGE``. With sound settings: E002 to E005, W001, W002."""
+    """E001: a fault of ``JETBRIDGE``. With sound settings: E002 to E006, W001, W002, W004."""
     parsed, faults = conf.read_django_settings()
     if parsed is None:
         return [Error(fault, hint=DOCS, id="jetbridge.E001") for fault in faults]
@@ -53,6 +55,15 @@ def check_deployment(app_configs: Sequence[AppConfig] | None = None, **_: Any) -
 
 
 def _check_database(connection: BaseDatabaseWrapper, parsed: Settings) -> list[CheckMessage]:
+    if not connection.settings_dict.get("AUTOCOMMIT", True):
+        return [
+            Error(
+                f"Database {connection.alias!r} has AUTOCOMMIT off: atomic() would not commit, and events would be "
+                f"acknowledged without their effect.",
+                hint=f'Remove DATABASES["{connection.alias}"]["AUTOCOMMIT"].',
+                id="jetbridge.E006",
+            )
+        ]
     match connection.vendor:
         case "sqlite":
             return _check_sqlite(connection)
@@ -124,6 +135,15 @@ def _check_pool(connection: BaseDatabaseWrapper, parsed: Settings) -> list[Check
 def _check_handlers(parsed: Settings) -> list[CheckMessage]:
     """E005, W002: handlers that could never run."""
     messages: list[CheckMessage] = []
+    if parsed.sources and not registry.all():
+        messages.append(
+            checks.Warning(
+                f'No handler is declared, but JETBRIDGE["SOURCES"] names {", ".join(map(repr, parsed.sources))}: '
+                f"every event would become a dead letter.",
+                hint=f"Declare one with @jetbridge.handler in {parsed.handlers_module}.py of an installed app.",
+                id="jetbridge.W004",
+            )
+        )
     for handler in registry.all():
         if handler.using is not None and handler.using not in parsed.databases:
             messages.append(

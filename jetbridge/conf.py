@@ -8,7 +8,7 @@ returns every fault at once, which is what the system checks show. Nothing here 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -18,23 +18,13 @@ from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 
-from jetbridge import conf_types as kinds
 from jetbridge import topology
+from jetbridge.conf_options import OPTIONS, Option
 from jetbridge.conf_types import Destination, Source
 
 __all__ = ["OPTIONS", "Destination", "Option", "Settings", "Source", "get_settings", "read"]
 
 EMBEDDED: Final = "embedded"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Option:
-    """One key of ``JETBRIDGE``: how to parse it, its default, and the sentence the reference shows."""
-
-    key: str
-    parse: Callable[[object], object]
-    default: object
-    help: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,212 +76,10 @@ class Settings:
         return self.inbox_prefix.format(app=self.app_name, role=role)
 
 
-OPTIONS: Final[tuple[Option, ...]] = (
-    Option(
-        key="APP_NAME",
-        parse=kinds.token("app"),
-        default=None,
-        help="The name of this service on the wire: first token of its subjects. The only required key.",
-    ),
-    Option(
-        key="NATS_URLS",
-        parse=kinds.urls,
-        default=("nats://127.0.0.1:4222",),
-        help="Addresses of the NATS servers: a list, one comma-separated string, or `embedded` (development only).",
-    ),
-    Option(
-        key="EMBEDDED_DIR",
-        parse=kinds.path,
-        default=None,
-        help="Where the embedded server keeps its store and its port file. Default: `.jetbridge` below `BASE_DIR`.",
-    ),
-    Option(
-        key="INBOX_PREFIX",
-        parse=kinds.inbox_prefix,
-        default="_INBOX_{app}_{role}",
-        help="Reply inbox of each role (`relay`, `worker`, `admin`); NATS permissions are written against it.",
-    ),
-    Option(
-        key="DESTINATIONS",
-        parse=kinds.destinations,
-        default=(),
-        help="Apps this one publishes to: a list of names, or a dict of name to `{partitions, message_id}`.",
-    ),
-    Option(
-        key="SOURCES",
-        parse=kinds.sources,
-        default=(),
-        help="Apps this one reads from: a list of names, or a dict of name to `{stream, partitions}`.",
-    ),
-    Option(
-        key="STREAM",
-        parse=kinds.token("stream"),
-        default=None,
-        help="The stream this app publishes to. Default: `jetbridge-<APP_NAME>`, a stream of its own.",
-    ),
-    Option(
-        key="REPLICAS",
-        parse=kinds.integer(1, 5),
-        default=1,
-        help="Replicas of the own stream and of the durables; 3 on a cluster.",
-    ),
-    Option(
-        key="DUPLICATE_WINDOW_S",
-        parse=kinds.number(0.1, 86_400),
-        default=120.0,
-        help="Seconds for which the stream drops repeated message ids. A convenience: the inbox is the truth.",
-    ),
-    Option(
-        key="MAX_MESSAGES_PER_SUBJECT",
-        parse=kinds.integer(1, 10**12),
-        default=10_000_000,
-        help="Cap of unread messages per subject of the own stream: a dead destination parks only itself.",
-    ),
-    Option(
-        key="DATABASES",
-        parse=kinds.aliases,
-        default=("default",),
-        help="Database aliases that have jetbridge's tables; each needs its own relay (`--database`).",
-    ),
-    Option(
-        key="REQUIRE_ATOMIC",
-        parse=kinds.boolean,
-        default=False,
-        help="Refuse `publish()` outside a transaction.",
-    ),
-    Option(
-        key="MAX_PAYLOAD_BYTES",
-        parse=kinds.integer(1_024, 64 * 1024 * 1024),
-        default=1_000_000,
-        help="Largest encoded event with its headers, checked inside the transaction. NATS allows 1 MiB.",
-    ),
-    Option(
-        key="POLL_INTERVAL_S",
-        parse=kinds.number(0.005, 60),
-        default=0.05,
-        help="Seconds between two looks of an idle relay at the outbox.",
-    ),
-    Option(
-        key="PAGE_SIZE",
-        parse=kinds.integer(1, 10_000),
-        default=1_000,
-        help="Rows a relay reads, publishes and settles at a time.",
-    ),
-    Option(
-        key="WINDOW",
-        parse=kinds.integer(1, 10_000),
-        default=512,
-        help="Publishes that may wait for their ack at once.",
-    ),
-    Option(
-        key="PUBLISH_TIMEOUT_S",
-        parse=kinds.number(0.1, 600),
-        default=5.0,
-        help="Seconds after which a page's missing acks count as no answer; the rows stay and are sent again.",
-    ),
-    Option(
-        key="LEASE_S",
-        parse=kinds.number(1, 3_600),
-        default=15.0,
-        help="Seconds after which the work of a dead relay or consumer may be taken over.",
-    ),
-    Option(
-        key="ON_REFUSED",
-        parse=kinds.choice("hold_key", "pass"),
-        default="hold_key",
-        help="What a refused row does to later rows of its key: `hold_key` keeps the order, `pass` lets them go on.",
-    ),
-    Option(
-        key="PARK_RETRY_S",
-        parse=kinds.number(0.1, 3_600),
-        default=5.0,
-        help="Seconds between two tries of a parked subject.",
-    ),
-    Option(
-        key="READ_STREAM_INFO",
-        parse=kinds.boolean,
-        default=False,
-        help="Let the relay read INFO of the own stream, to archive the stream's creation time. Needs that permission.",
-    ),
-    Option(
-        key="HANDLERS_MODULE",
-        parse=kinds.identifier,
-        default="handlers",
-        help="Module imported from every installed app at start.",
-    ),
-    Option(
-        key="CONCURRENCY",
-        parse=kinds.integer(1, 256),
-        default=8,
-        help="Handler threads of a consumer, each with a database connection. SQLite always uses 1.",
-    ),
-    Option(
-        key="MAX_IN_FLIGHT",
-        parse=kinds.integer(1, 100_000),
-        default=256,
-        help="Messages a consumer holds at once: running, waiting for a thread, or waiting for a retry.",
-    ),
-    Option(
-        key="MAX_ACK_PENDING",
-        parse=kinds.integer(1, 1_000_000),
-        default=1_000,
-        help="Unacknowledged messages the server allows a durable. At least MAX_IN_FLIGHT.",
-    ),
-    Option(
-        key="ACK_WAIT_S",
-        parse=kinds.number(0.5, 3_600),
-        default=10.0,
-        help="Seconds of silence after which the server redelivers. At most two thirds of LEASE_S.",
-    ),
-    Option(
-        key="LOCK_TIMEOUT_S",
-        parse=kinds.number(0.05, 60),
-        default=2.0,
-        help="Seconds to wait for another copy of the same event that is being handled right now.",
-    ),
-    Option(
-        key="HANDLER_TIMEOUT_S",
-        parse=kinds.number(0.1, 86_400),
-        default=60.0,
-        help="Seconds after which `delivery.cancelled` turns true; an idle transaction is ended soon after.",
-    ),
-    Option(
-        key="MAX_ATTEMPTS",
-        parse=kinds.integer(1, 1_000),
-        default=5,
-        help="Attempts of a handler before the event becomes a dead letter.",
-    ),
-    Option(
-        key="BACKOFF",
-        parse=kinds.durations,
-        default=(1.0, 5.0, 30.0, 120.0),
-        help="Seconds before each further attempt, with jitter; the last one repeats.",
-    ),
-    Option(
-        key="UNKNOWN_EVENTS",
-        parse=kinds.choice("dead_letter", "ignore"),
-        default="dead_letter",
-        help="What happens to an event that no handler wants.",
-    ),
-    Option(
-        key="IGNORED_EVENTS",
-        parse=kinds.patterns,
-        default=(),
-        help="Patterns of events that are acknowledged without a handler, e.g. `audit.>`.",
-    ),
-    Option(
-        key="DLQ_TTL_S",
-        parse=kinds.number(1, 10**9),
-        default=14 * 86_400.0,
-        help="Seconds the notice of a dead letter lives in the stream (server 2.11 or newer); the table has the truth.",
-    ),
-    Option(
-        key="SHUTDOWN_TIMEOUT_S",
-        parse=kinds.number(0.1, 3_600),
-        default=20.0,
-        help="Seconds that running handlers get after SIGTERM.",
-    ),
-)
+_WITHIN_A_LEASE: Final = {
+    "ack_wait_s": "a new owner would start before the old one's messages come back",
+    "publish_timeout_s": "a page would outlive the lease it was read under",
+}
 
 
 def read(
@@ -314,20 +102,23 @@ def read(
     values: dict[str, object] = {}
     for option in OPTIONS:
         value = raw.get(option.key, option.default)
-        if option.default is None and option.key not in raw and option.key != "APP_NAME":
+        if value is None and option.key == "APP_NAME":
+            faults.append(
+                'JETBRIDGE["APP_NAME"] is required: the name of this service on the wire, e.g. "orders".'
+            )
+            continue
+        if option.default is None and option.key not in raw:
             continue
         try:
             values[option.key.lower()] = option.parse(value)
         except ValueError as fault:
             faults.append(f'JETBRIDGE["{option.key}"] {fault}')
+    faults += _impossible(values, databases)
     if faults:
         return None, faults
-    app = cast(str, values["app_name"])
     values.setdefault("embedded_dir", base_dir / ".jetbridge")
-    values.setdefault("stream", topology.stream_name(app))
-    parsed = Settings(**values)  # type: ignore[arg-type]
-    faults = _impossible(parsed, databases)
-    return (None, faults) if faults else (parsed, [])
+    values.setdefault("stream", topology.stream_name(cast(str, values["app_name"])))
+    return Settings(**values), []  # type: ignore[arg-type]
 
 
 def _unknown_keys(raw: Mapping[object, object]) -> list[str]:
@@ -341,27 +132,28 @@ def _unknown_keys(raw: Mapping[object, object]) -> list[str]:
     return faults
 
 
-def _impossible(parsed: Settings, databases: Mapping[str, object]) -> list[str]:
-    """Values that are fine alone and impossible together."""
+def _impossible(values: Mapping[str, object], databases: Mapping[str, object]) -> list[str]:
+    """Values that are fine alone and impossible together; those with a fault of their own are left out."""
+    aliases = cast("tuple[str, ...]", values.get("databases", ()))
     faults = [
         f'JETBRIDGE["DATABASES"] names {alias!r}, which is not in DATABASES ({", ".join(databases)}).'
-        for alias in parsed.databases
+        for alias in aliases
         if alias not in databases
     ]
-    if parsed.ack_wait_s > parsed.lease_s * 2 / 3 + 1e-9:
+    numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
+    lease_s = numbers.get("lease_s", float("inf"))
+    for key, reason in _WITHIN_A_LEASE.items():
+        value = numbers.get(key, 0)
+        if value > lease_s * 2 / 3 + 1e-9:
+            faults.append(
+                f'JETBRIDGE["{key.upper()}"] must be at most two thirds of LEASE_S ({lease_s:g} s), got {value:g}: '
+                f"{reason}."
+            )
+    pending, in_flight = numbers.get("max_ack_pending"), numbers.get("max_in_flight")
+    if pending is not None and in_flight is not None and pending < in_flight:
         faults.append(
-            f'JETBRIDGE["ACK_WAIT_S"] must be at most two thirds of LEASE_S ({parsed.lease_s:g} s), got '
-            f"{parsed.ack_wait_s:g}: a new owner would start before the old one's messages come back."
-        )
-    if parsed.max_ack_pending < parsed.max_in_flight:
-        faults.append(
-            f'JETBRIDGE["MAX_ACK_PENDING"] must be at least MAX_IN_FLIGHT ({parsed.max_in_flight}), '
-            f"got {parsed.max_ack_pending}: held messages would stop the durable."
-        )
-    if parsed.publish_timeout_s > parsed.lease_s * 2 / 3 + 1e-9:
-        faults.append(
-            f'JETBRIDGE["PUBLISH_TIMEOUT_S"] must be at most two thirds of LEASE_S ({parsed.lease_s:g} s), '
-            f"got {parsed.publish_timeout_s:g}: a page would outlive the lease it was read under."
+            f'JETBRIDGE["MAX_ACK_PENDING"] must be at least MAX_IN_FLIGHT ({in_flight}), got {pending}: '
+            f"held messages would stop the durable."
         )
     return faults
 

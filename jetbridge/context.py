@@ -12,10 +12,11 @@ from jetbridge.event import Delivery
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Handling:
-    """The delivery and the database alias of its transaction."""
+    """The delivery and the database alias of its inbox; ``atomic``: there is a transaction to join."""
 
     delivery: Delivery
     using: str
+    atomic: bool = True
 
 
 _current: ContextVar[Handling | None] = ContextVar("jetbridge_handling", default=None)
@@ -27,9 +28,9 @@ def current() -> Handling | None:
 
 
 @contextmanager
-def handling(delivery: Delivery, using: str) -> Iterator[None]:
+def handling(delivery: Delivery, using: str, *, atomic: bool = True) -> Iterator[None]:
     """Mark the block as the handling of ``delivery``; always undone, or the next event would inherit from it."""
-    token = _current.set(Handling(delivery=delivery, using=using))
+    token = _current.set(Handling(delivery=delivery, using=using, atomic=atomic))
     try:
         yield
     finally:

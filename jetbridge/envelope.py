@@ -8,7 +8,7 @@ languages differ (see ``docs/reference/wire-format.md``) and strict where a gues
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, cast
@@ -74,7 +74,26 @@ def encode(event: Event) -> bytes:
     try:
         return _encoder.encode(members).encode()
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"payload cannot be encoded as JSON: {error}") from error
+        where = _unencodable(event.payload, "payload") or "payload"
+        raise ValueError(
+            f"{where} cannot be encoded as JSON: {error}. Give strings, numbers, lists and dicts, or what Django's "
+            f"JSON encoder knows (dates, Decimal, UUID)."
+        ) from error
+
+
+def _unencodable(value: object, path: str, depth: int = 20) -> str:
+    """The path of the first member that no encoder takes, ``""`` if it cannot be told."""
+    members: Iterable[tuple[str, object]] = ()
+    if isinstance(value, Mapping):
+        members = ((f"{path}[{key!r}]", member) for key, member in value.items())
+    elif isinstance(value, (list, tuple)):
+        members = ((f"{path}[{number}]", member) for number, member in enumerate(value))
+    for inner, member in members:
+        try:
+            _encoder.encode(member).encode()
+        except (TypeError, ValueError, RecursionError):
+            return (_unencodable(member, inner, depth - 1) if depth else "") or inner
+    return ""
 
 
 def format_instant(instant: datetime) -> str:
@@ -106,8 +125,8 @@ def wire_headers(message_id: str, headers: Mapping[str, str]) -> dict[str, str]:
 def event_headers(event: Event) -> dict[str, str]:
     """What jetbridge itself writes into the headers of a complete event, without ``Nats-Msg-Id``."""
     headers = {EVENT_ID: str(event.event_id)}
-    if event.key and event.key != default_key(event.resource_type or "", event.resource_id or ""):
-        headers[KEY] = quote(event.key, safe="")
+    if event.key and event.key != default_key(event.resource_type or "", str(event.resource_id or "")):
+        headers[KEY] = quote(str(event.key), safe="")
     if event.causation_id:
         headers[CAUSATION_ID] = quote(event.causation_id, safe=_VISIBLE)
     if event.correlation_id:

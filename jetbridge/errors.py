@@ -19,6 +19,8 @@ Every exception a caller can meet, as one tree.
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 
 class JetbridgeError(Exception):
     """Base of all errors raised by jetbridge."""
@@ -65,8 +67,10 @@ class Verdict(JetbridgeError):
 
 
 def _checked_delay(delay: object) -> float:
+    if isinstance(delay, timedelta):
+        delay = delay.total_seconds()
     if isinstance(delay, bool) or not isinstance(delay, (int, float)) or not 0 <= delay < 10**9:
-        raise ValueError(f"delay must be a number of seconds from 0 to 1e9, got {delay!r}.")
+        raise ValueError(f"delay must be a timedelta or a number of seconds from 0 to 1e9, got {delay!r}.")
     return float(delay)
 
 
@@ -79,7 +83,9 @@ class Retry(Verdict):
         delay: Seconds to wait, ``None`` for the handler's own backoff.
     """
 
-    def __init__(self, reason: str = "the handler asked for a retry", *, delay: float | None = None) -> None:
+    def __init__(
+        self, reason: str = "the handler asked for a retry", *, delay: float | timedelta | None = None
+    ) -> None:
         super().__init__(reason)
         self.delay = None if delay is None else _checked_delay(delay)
 
@@ -93,7 +99,7 @@ class Snooze(Verdict):
         reason: Shown to operators while the event waits.
     """
 
-    def __init__(self, delay: float, reason: str = "the handler asked to wait") -> None:
+    def __init__(self, delay: float | timedelta, reason: str = "the handler asked to wait") -> None:
         super().__init__(reason)
         self.delay = _checked_delay(delay)
 

@@ -7,15 +7,17 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta
-from datetime import time as clock_time
-from decimal import Decimal
-from typing import TypeAlias
+from datetime import datetime
+from typing import Any, TypeAlias
 from uuid import UUID
 
-Scalar: TypeAlias = str | int | float | bool | Decimal | date | clock_time | timedelta | UUID
-JSON: TypeAlias = "Scalar | Mapping[str, JSON] | list[JSON] | tuple[JSON, ...] | None"
-"""What ``publish()`` encodes: JSON, and what Django's encoder writes as strings."""
+JSON: TypeAlias = object
+"""
+A value that Django's JSON encoder takes. Checked by ``publish()`` and not by types: ``list`` is invariant and a
+``TypedDict`` is no mapping of a union, so an exact alias would refuse most of what people have in their hands.
+"""
+Id: TypeAlias = str | int | UUID
+"""What may name something; it is text on the wire."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +39,14 @@ class Event:
     """
 
     type: str
-    payload: Mapping[str, JSON] = field(default_factory=dict)
+    payload: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # as json.loads() types it: the sender knows its shape
     resource_type: str | None = None
-    resource_id: str | None = None
-    key: str | None = None
+    resource_id: Id | None = None
+    key: Id | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
-    event_id: str | None = None
+    event_id: str | UUID | None = None
     occurred_at: datetime | None = None
     trace_id: str | None = None
     producer: str = ""
@@ -60,8 +64,16 @@ class Delivery(Event):
         attempt: 1 for the first try.
         source: The publishing app, proven by the subject (``producer`` is only the body's claim).
         subject, stream, sequence: Where the message lies.
+
+    The optional members of an event are filled in here. Only ``occurred_at`` stays ``None`` where the sender gave
+    none that can be read.
     """
 
+    resource_type: str = ""
+    resource_id: str = ""
+    key: str = ""
+    event_id: str = ""
+    trace_id: str = ""
     attempt: int = 1
     source: str = ""
     subject: str = ""

@@ -8,17 +8,19 @@ moves to another module keeps its effects single only if it keeps its name.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 from django.apps import apps
 
 from jetbridge import conf, patterns, topology
 from jetbridge.errors import DuplicateHandler
+from jetbridge.event import Delivery
 from jetbridge.retry import RetryPolicy
 
-_F = TypeVar("_F", bound=Callable[..., Any])
+Function: TypeAlias = Callable[[Delivery], Awaitable[None] | None]
+_F = TypeVar("_F", bound=Function)
 MAX_NAME_CHARS: Final = 190
 
 
@@ -27,7 +29,7 @@ class Handler:
     """One declaration. ``None`` means the setting's default."""
 
     name: str
-    function: Callable[..., Any]
+    function: Function
     patterns: tuple[str, ...]
     source: str | None
     atomic: bool
@@ -150,6 +152,7 @@ def handler(
     errors = _classes("permanent", permanent), _classes("transient", transient)
 
     def declare(function: _F) -> _F:
+        _check_signature(function)
         registry.add(
             Handler(
                 name=_name(name, function),
@@ -171,7 +174,7 @@ def handler(
     return declare
 
 
-def _name(name: str | None, function: Callable[..., Any]) -> str:
+def _name(name: str | None, function: Function) -> str:
     if name is None:
         config = apps.get_containing_app_config(function.__module__) if apps.apps_ready else None
         label = config.label if config else function.__module__.split(".", 1)[0]
@@ -181,6 +184,20 @@ def _name(name: str | None, function: Callable[..., Any]) -> str:
             f"A handler's name must have 1 to {MAX_NAME_CHARS} printable characters, got {name!r}."
         )
     return name
+
+
+def _check_signature(function: Function) -> None:
+    """A handler that cannot take an event would fail on each of them; say it at import."""
+    try:
+        signature = inspect.signature(function)
+    except (ValueError, TypeError):
+        return  # a callable without one: the first event will tell
+    try:
+        signature.bind(None)
+    except TypeError as error:
+        raise TypeError(
+            f"A handler is called with one argument, the event; {function!r} takes {signature} ({error})."
+        ) from None
 
 
 def _is_number(value: object) -> bool:

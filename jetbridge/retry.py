@@ -123,6 +123,17 @@ def is_outage(error: BaseException) -> bool:
     return any(word in text for word in _OUTAGE_SQLITE) or _lost_without_sqlstate(error)
 
 
+def is_too_slow(error: BaseException) -> bool:
+    """Whether the database ended the session because its transaction was idle for too long (25P03)."""
+    contexts = [error.__context__] if error.__context__ is not None else []
+    return any(_sqlstate(cause) == "25P03" for start in (error, *contexts) for cause in _causes(start))
+
+
+def is_missing_table(error: BaseException) -> bool:
+    """Whether the migrations have not run: by SQLSTATE on PostgreSQL, by the text elsewhere."""
+    return "42P01" in map(_sqlstate, _causes(error)) or "no such table: jetbridge_" in str(error)
+
+
 def _lost_without_sqlstate(error: BaseException) -> bool:
     """psycopg reports a refused or broken connection as OperationalError with no SQLSTATE."""
     return any(type(cause).__module__.startswith("psycopg") for cause in _causes(error))

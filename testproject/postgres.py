@@ -8,23 +8,27 @@ on the loopback, and ends with its parent::
     with Postgres(Path("/tmp/shop/postgres")) as server:
         server.create_database("orders")
         psycopg.connect(f"{server.url}/orders")
+
+From a shell, to look into a folder that the demo left: ``python -m testproject.postgres DIR [--port N]``.
 """
 
 from __future__ import annotations
 
+import argparse
 import atexit
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self
 
-from testproject.postgres_files import binaries, hand_over, owned_folder
+from testproject.postgres_files import FilesError, binaries, hand_over, owned_folder
 from testproject.processes import Guard, free_port, unprivileged
 
 StopMode = Literal["smart", "fast", "immediate"]
@@ -290,3 +294,38 @@ def _children_of(pid: int) -> list[int]:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except (FileNotFoundError, ProcessLookupError):
         return []
+
+
+def _is_cluster(folder: Path) -> bool:
+    try:
+        return (folder / "PG_VERSION").is_file()
+    except PermissionError:  # closed to all but the server's user: the start says what is wrong, if anything
+        return True
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the server of an existing data folder until SIGINT or SIGTERM."""
+    parser = argparse.ArgumentParser(prog="python -m testproject.postgres", description=main.__doc__)
+    parser.add_argument("dir", type=Path, help="data folder, such as the demo's DIR/postgres")
+    parser.add_argument("--port", type=int, help="of 127.0.0.1; default: a free one")
+    options = parser.parse_args(arguments)
+    if not _is_cluster(options.dir):
+        parser.error(f"{options.dir} is no folder with PostgreSQL's data.")
+    # A shell starts background jobs with SIGINT ignored; kill -INT must work there, too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    stop = {signal.SIGINT, signal.SIGTERM}
+    try:
+        with Postgres(options.dir, port=options.port) as server:
+            sys.stdout.write(f"{server.url}, until Ctrl-C\n")
+            sys.stdout.flush()
+            # Not before the start: the server's processes would inherit it.
+            signal.pthread_sigmask(signal.SIG_BLOCK, stop)
+            signal.sigwait(stop)
+    except (PostgresError, FilesError) as trouble:
+        sys.stderr.write(f"{trouble}\n")
+        return 4
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

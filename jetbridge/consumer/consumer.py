@@ -151,7 +151,7 @@ class Consumer:
                     self._running.discard(item)
             if isinstance(settlement, Settled):
                 return settlement
-            logger.info(
+            logger.debug(
                 "%s %s/%s waits %.1f s: %s",
                 item.job.handler_name,
                 item.job.received.source,
@@ -220,9 +220,10 @@ class Consumer:
         if not held_sources or self._draining.is_set():
             return DEFERRED_EVERY_S
         in_hand = {m.deferred[1] for m in self._messages if m.deferred is not None and m.deferred[0] == using}
-        limit = min(DEFERRED_AT_ONCE, self._settings.max_in_flight - len(in_hand))
-        if limit <= 0:
-            return DEFERRED_EVERY_S  # a large redrive waits as well in its table
+        room = self._settings.max_in_flight - len(in_hand)
+        if room < self._settings.max_in_flight / 2:
+            return DEFERRED_EVERY_S / 5  # each look sorts all that is due: it must bring more than a few
+        limit = min(DEFERRED_AT_ONCE, max(1, room))
         records = await self._store_threads.run(
             deferred.due, sources=held_sources, without=in_hand, limit=limit, using=using
         )
@@ -253,6 +254,23 @@ class Consumer:
         for message in self._messages:
             message.abandoned = message.abandoned or message.feed == feed
 
+    def _kept(self) -> set[Held]:
+        """
+        What runs, and all that stands behind it in any lane: given back, it would overtake at the next owner.
+
+        A message behind a kept one is kept itself, and may stand at the head of another handler's lane.
+        """
+        kept = {item.message for item in self._running}
+        lanes = list(self._lanes.lanes())
+        grown = True
+        while grown:
+            before = len(kept)
+            for lane in lanes:
+                first = next((n for n, item in enumerate(lane) if item.message in kept), len(lane))
+                kept |= {item.message for item in lane[first:]}
+            grown = len(kept) > before
+        return kept
+
     async def drain(self, timeout_s: float) -> int:
         """
         Finish what runs and give back the rest; the feeds have stopped pulling before.
@@ -264,8 +282,7 @@ class Consumer:
         self._draining.set()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout_s)
-        # Followers of a running item stay with it: given back, they would overtake it at the next owner.
-        kept = {other.message for item in self._running for other in self._lanes.of(item.lane())}
+        kept = self._kept()
         # In stream order, which the server mostly keeps; it rotates its queue when it wakes up without a pull.
         for message in sorted(self._messages - kept, key=lambda message: message.sequence):
             if message.reply and not message.abandoned:

@@ -6,6 +6,7 @@ Everything here is synchronous; the loop only learns whether the item is settled
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from jetbridge.received import Received
 from jetbridge.registry import Handler
 from jetbridge.retry import Again, GiveUp
 
+logger = logging.getLogger("jetbridge.consumer")
 _jitter: Final = random.Random()
 LOST_RACE_DELAY_S: Final = 0.2
 
@@ -103,12 +105,14 @@ def _also(job: Job) -> Callable[[], None] | None:
 
 def _failed(job: Job, handler: Handler, failed: Failed, settings: Settings) -> Settlement:
     error = failed.error
+    if failed.session_lost:
+        return Wait(delay_s=retry.OUTAGE_DELAY_S, why=f"the database ended the session ({_told(error)})")
     match retry.decide(error, failed.attempt, handler.policy(settings), _jitter):
         case GiveUp(reason=reason):
             return _give_up(job, error, reason, failed.attempt, settings)
         case Again(delay_s=delay_s, spends=spends):
             if not spends and _outage(error, job.using):
-                return Wait(delay_s=delay_s, why=f"{type(error).__name__}: {text.of_error(error)}")
+                return Wait(delay_s=delay_s, why=_told(error))
             recorded = inbox.record_failure(
                 job.received,
                 job.handler_name,
@@ -118,11 +122,35 @@ def _failed(job: Job, handler: Handler, failed: Failed, settings: Settings) -> S
                 error=error,
                 using=job.using,
             )
+            if recorded:
+                _say_failed(job, failed, delay_s, spends=spends)
             # Not recorded: another copy has moved on. The next look at the row tells what it did.
             return Wait(
                 delay_s=delay_s if recorded else LOST_RACE_DELAY_S,
-                why=f"{type(error).__name__}: {text.of_error(error)}",
+                why=_told(error),
             )
+
+
+def _say_failed(job: Job, failed: Failed, delay_s: float, *, spends: bool) -> None:
+    """A counted failure with its traceback, so that nobody has to look into a table for the line of a bug."""
+    logger.log(
+        logging.WARNING if spends else logging.INFO,
+        "%s failed on %s, attempt %d (%s); again in %.1f s.",
+        job.handler_name,
+        _named(job.received),
+        failed.attempt,
+        _told(failed.error),
+        delay_s,
+        exc_info=failed.error if spends else None,
+    )
+
+
+def _named(received: Received) -> str:
+    return f"{received.event_type or 'a malformed message'} {received.source}/{received.event_id}"
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {text.of_error(error)}"
 
 
 def _outage(error: BaseException, using: str) -> bool:
@@ -140,7 +168,19 @@ def _give_up(job: Job, error: BaseException, reason: str, attempt: int, settings
         settings=settings,
         using=job.using,
     )
-    return Settled(how="duplicate" if buried is None else "dead")
+    if buried is None:
+        return Settled(how="duplicate")
+    logger.error(
+        "Dead letter %d: %s of %s, %s (%s). See: manage.py jetbridge_dlq show %d",
+        buried,
+        _named(job.received),
+        job.handler_name or "no handler",
+        reason,
+        _told(error),
+        buried,
+        exc_info=error if error.__traceback__ is not None else None,
+    )
+    return Settled(how="dead")
 
 
 def _without_handler(job: Job, settings: Settings) -> Settlement:

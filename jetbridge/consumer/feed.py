@@ -55,6 +55,11 @@ class Feed:
     def is_pulling(self) -> bool:
         return self._puller is not None
 
+    @property
+    def is_missing(self) -> bool:
+        """The server does not know the durable that this process wants to pull."""
+        return self._puller is not None and self._puller.missing
+
     async def tick(self) -> float:
         """Follow the lease; returns seconds to sleep."""
         held = self._is_held(self.lease)
@@ -125,7 +130,7 @@ class Feed:
         return info.get("num_ack_pending") != 0
 
     def _say_missing(self) -> None:
-        missing = self._puller is not None and self._puller.missing
+        missing = self.is_missing
         if missing and not self._missing_said:
             logger.warning(
                 "The durable %s does not exist in the stream %s; waiting for it. Run: manage.py jetbridge_provision",

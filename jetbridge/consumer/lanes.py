@@ -5,7 +5,7 @@ Lanes: one item of a key at a time, in order; keys side by side. A data structur
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -39,6 +39,6 @@ class Lanes(Generic[T]):
     def __len__(self) -> int:
         return sum(map(len, self._lanes.values()))
 
-    def of(self, lane: Hashable) -> Sequence[T]:
-        """What is in a lane, its head first."""
-        return tuple(self._lanes.get(lane, ()))
+    def lanes(self) -> Iterator[Sequence[T]]:
+        """Every lane, its head first."""
+        return (tuple(lane) for lane in self._lanes.values())

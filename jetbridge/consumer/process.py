@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from django.db import connections
+from django.db import DatabaseError, InterfaceError, connections
 
 import jetbridge
 from jetbridge.conf import Settings
@@ -17,6 +18,7 @@ from jetbridge.deferred import store as deferred
 from jetbridge.errors import BrokerUnreachable
 from jetbridge.jetstream.connection import Connection
 from jetbridge.jetstream.options import options_for
+from jetbridge.leases import store as leases
 from jetbridge.leases.heartbeat import Heartbeat
 from jetbridge.leases.holder import LeaseHolder
 from jetbridge.registry import registry
@@ -34,11 +36,18 @@ IDLE_MARGIN_S = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsumeReport:
-    """What a consumer did; ``left`` is what it had in hand when it ended."""
+    """
+    What a consumer did.
+
+    Attributes:
+        left: What it had in hand when it ended.
+        waiting: Why a one-shot run could not know that all is empty, as sentences; only where time ran out.
+    """
 
     totals: Totals
     left: int
     finished: bool
+    waiting: Sequence[str] = ()
 
 
 def threads_for(settings: Settings) -> int:
@@ -66,7 +75,7 @@ async def run_consumer(
     await connection.start()
     try:
         if until_empty and not await connection.ready(min(FIRST_CONNECT_S, timeout_s or FIRST_CONNECT_S)):
-            raise BrokerUnreachable(connection.denied or connection.last_error or "No NATS server answered.")
+            raise BrokerUnreachable(connection.why_unreachable())
         process = _Process(settings, connection)
         return await process.run(stop, until_empty=until_empty, timeout_s=timeout_s)
     finally:
@@ -133,10 +142,14 @@ class _Process:
             Loop("keep-alive", self.consumer.keep_alive),
             Loop("consumer heartbeat", self.beat.tick),
         ]
+        names = ", ".join(f"{h.name} ({' '.join(h.patterns)})" for h in registry.all())
+        logger.info("Handlers: %s.", names or "none; every event will become a dead letter")
         tasks = {loop: asyncio.create_task(loop.run()) for loop in (*pulling, *dispatching, *upkeep)}
         finished = await run_until(
             stop, Until(empty=self._is_empty, timeout_s=timeout_s) if until_empty else None
         )
+        # Asked before the end, which hands our own leases back.
+        waiting = () if finished else await self._waiting()
         left = await self._drain([*pulling, *dispatching], tasks)
         for loop in upkeep:
             loop.stop()
@@ -145,7 +158,7 @@ class _Process:
         await quietly("signing off", self.beat.end(), timeout_s=END_S)
         for threads in (self.handler_threads, self.store_threads, self.lease_threads):
             threads.close(wait=False)
-        return ConsumeReport(totals=self.consumer.totals, left=left, finished=finished)
+        return ConsumeReport(totals=self.consumer.totals, left=left, finished=finished, waiting=waiting)
 
     async def _dispatch(self, alias: str) -> float:
         return await self.consumer.dispatch_deferred(self._held_sources(), alias)
@@ -168,6 +181,31 @@ class _Process:
         if running:
             logger.warning("%d attempts were still running when the time to drain was up.", running)
         return running
+
+    async def _waiting(self) -> list[str]:
+        """What keeps this process from seeing every durable: a lease somebody else holds, a durable nobody made."""
+        owners: dict[str, str] = {}
+        ours = self.holder.held()
+        if any(feed.lease not in ours for feed in self.feeds):
+            try:
+                held = await self.lease_threads.run(leases.held, using=self.using)
+            except (DatabaseError, InterfaceError) as error:
+                return [f"The leases cannot be read: {str(error).strip()}."]
+            owners = {lease.name: lease.owner for lease in held}
+        said = []
+        for feed in self.feeds:
+            if feed.lease not in ours:
+                owner = owners.get(feed.lease, "another process until just now")
+                said.append(
+                    f"The lease {feed.lease} is held by {owner}, and only its holder can see that "
+                    f"{feed.durable} is empty. Stop that consumer first."
+                )
+            elif feed.is_missing:
+                said.append(
+                    f"The durable {feed.durable} does not exist in the stream {feed.stream}. "
+                    "Run: manage.py jetbridge_provision"
+                )
+        return said
 
     async def _is_empty(self) -> bool:
         if not self.consumer.is_idle or await self._any_deferred():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from django.db import transaction
 
@@ -22,6 +23,8 @@ from jetbridge.envelope import Position
 from jetbridge.inbox import store as inbox
 from jetbridge.models import DeadLetterState
 from jetbridge.registry import registry
+
+NO_INBOX_ROW: Final = "its inbox row is gone or no longer dead"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +60,7 @@ def redrive(
     """
     done: list[int] = []
     skipped: list[Skipped] = []
-    for letter in sorted(letters, key=lambda item: (item.stream, item.sequence, item.id)):
+    for letter in _in_order(letters):
         try:
             with transaction.atomic(using=using):
                 _redrive_one(letter.id, by, note, settings, using)
@@ -67,17 +70,56 @@ def redrive(
     return Acted(ids=done, skipped=skipped)
 
 
-def _redrive_one(dead_letter_id: int, by: str, note: str, settings: Settings, using: str) -> None:
+def rehearse(letters: Sequence[DeadLetterSummary], *, settings: Settings, using: str) -> Acted:
+    """What :func:`redrive` would do at this moment, with the same refusals. Reads only."""
+    ready: list[int] = []
+    skipped: list[Skipped] = []
+    for letter in _in_order(letters):
+        try:
+            _check_one(letter.id, settings, using)
+            ready.append(letter.id)
+        except _Refused as refused:
+            skipped.append(Skipped(id=letter.id, why=str(refused)))
+    return Acted(ids=ready, skipped=skipped)
+
+
+def _in_order(letters: Sequence[DeadLetterSummary]) -> list[DeadLetterSummary]:
+    return sorted(letters, key=lambda item: (item.stream, item.sequence, item.id))
+
+
+def _check_one(dead_letter_id: int, settings: Settings, using: str) -> None:
+    letter, targets = _targets(dead_letter_id, settings, using)
+    if letter.handler and not inbox.can_reopen(letter.handler, letter.source, letter.event_id, using=using):
+        raise _Refused(NO_INBOX_ROW)
+    for handler, alias in targets:
+        if deferred.waits_for(handler=handler, source=letter.source, event_id=letter.event_id, using=alias):
+            raise _Refused(_already_waits(handler))
+
+
+def _already_waits(handler: str) -> str:
+    return f"it already waits to be handled by {handler!r}"
+
+
+def _targets(
+    dead_letter_id: int, settings: Settings, using: str
+) -> tuple[DeadLetterRecord, list[tuple[str, str]]]:
+    """The whole letter, and who would handle it on which database."""
     # Read here, one at a time: bodies of thousands of letters do not fit into memory.
     letter = store.get(dead_letter_id, using=using)
     if letter is None:
         raise _Refused("it is gone")
     if letter.state != DeadLetterState.OPEN:
         raise _Refused(f"it is {letter.state}, only an open dead letter can be redriven")
-    targets = [(letter.handler, using)] if letter.handler else _handlers_now(letter, settings)
+    if letter.source not in settings.sources:
+        raise _Refused(f"{letter.source!r} is not in SOURCES any more, so no consumer would run it")
+    return letter, [(letter.handler, using)] if letter.handler else _handlers_now(letter, settings)
+
+
+def _redrive_one(dead_letter_id: int, by: str, note: str, settings: Settings, using: str) -> None:
+    letter, targets = _targets(dead_letter_id, settings, using)
     # Locks in the order hold, inbox, dead letter: every act on them takes the same, so none deadlock.
     if letter.handler and not inbox.reopen(letter.handler, letter.source, letter.event_id, using=using):
-        raise _Refused("its inbox row is gone or no longer dead")
+        raise _Refused(NO_INBOX_ROW)
     if not store.reopen(letter.id, by=by, note=note, using=using):
         raise _Refused("someone else has just taken it")
     for handler, alias in targets:
@@ -116,7 +158,7 @@ def _defer(letter: DeadLetterRecord, handler: str, using: str) -> None:
         using=using,
     )
     if not added:
-        raise _Refused(f"it already waits to be handled by {handler!r}")
+        raise _Refused(_already_waits(handler))
 
 
 def completed(*, handler: str, source: str, event_id: str, using: str) -> None:

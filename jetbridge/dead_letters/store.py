@@ -183,7 +183,15 @@ def _write(received: Received, handler: str, facts: Failure, using: str) -> tupl
     return created.pk, 0
 
 
-def _stored(instant: datetime) -> datetime:
+def _stored(instant: datetime) -> datetime | None:
+    """``None`` for the year 1 in a zone west of UTC, which no naive datetime can hold: burying must not fail."""
+    try:
+        return _local(instant)
+    except (OverflowError, ValueError):
+        return None
+
+
+def _local(instant: datetime) -> datetime:
     return instant if django_settings.USE_TZ else timezone.make_naive(instant)
 
 

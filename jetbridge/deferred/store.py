@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from django.db import IntegrityError, transaction
 from django.db.models import Q
 
 from jetbridge.models import Deferred
@@ -42,27 +43,27 @@ def add_redrive(
     using: str,
 ) -> bool:
     """Put a message at the head of its key's queue, due now. ``False``: it waits there already."""
-    rows = Deferred.objects.using(using)
-    if rows.filter(handler=handler, source=source, event_id=event_id).exists():
+    try:
+        with transaction.atomic(using=using):
+            rows = [
+                Deferred(
+                    handler=handler,
+                    source=source,
+                    event_id=event_id,
+                    key=key,
+                    event_type=event_type,
+                    subject=subject,
+                    stream=stream,
+                    sequence=sequence,
+                    headers=dict(headers),
+                    body=body,
+                    kind=DeferredKind.REDRIVE,
+                    due_at=WallClock(),
+                )
+            ]
+            Deferred.objects.using(using).bulk_create(rows)
+    except IntegrityError:
         return False
-    rows.bulk_create(
-        [
-            Deferred(
-                handler=handler,
-                source=source,
-                event_id=event_id,
-                key=key,
-                event_type=event_type,
-                subject=subject,
-                stream=stream,
-                sequence=sequence,
-                headers=dict(headers),
-                body=body,
-                kind=DeferredKind.REDRIVE,
-                due_at=WallClock(),
-            )
-        ]
-    )
     return True
 
 
@@ -99,6 +100,11 @@ def any_due(*, sources: Collection[str], using: str) -> bool:
 def waits(*, source: str, event_id: str, using: str) -> bool:
     """Whether any handler has yet to run a stored message."""
     return Deferred.objects.using(using).filter(source=source, event_id=event_id).exists()
+
+
+def waits_for(*, handler: str, source: str, event_id: str, using: str) -> bool:
+    """Whether this handler has yet to run a stored message."""
+    return Deferred.objects.using(using).filter(handler=handler, source=source, event_id=event_id).exists()
 
 
 def remove(*, handler: str, source: str, event_id: str, using: str) -> int:

@@ -8,7 +8,6 @@ deduplication, and only the statement's row count tells.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Final
 
 from django.db import connections, transaction
@@ -29,7 +28,10 @@ _VALUES: Final = "%s, %s, %s, 'processed', 1, 1, 0, 0, %s, %s, %s, %s, {now}, {n
 _CLAIM: Final = {
     "postgresql": f"""\
 -- jetbridge: inbox.claim
-WITH wait AS MATERIALIZED (SELECT set_config('lock_timeout', %s, true))
+WITH wait AS MATERIALIZED (
+    SELECT set_config('jetbridge.lock_timeout', current_setting('lock_timeout'), true),
+        set_config('lock_timeout', %s, true)
+)
 INSERT INTO jetbridge_inbox ({_COLUMNS})
 SELECT {_VALUES.format(now="clock_timestamp()")} FROM wait
 ON CONFLICT (handler, source, event_id) DO NOTHING""",
@@ -41,19 +43,21 @@ ON CONFLICT (handler, source, event_id) DO NOTHING""",
 INSERT IGNORE INTO jetbridge_inbox ({_COLUMNS})
 VALUES ({_VALUES.format(now="UTC_TIMESTAMP(6)")})""",
 }
-_UNLIMIT: Final = "-- jetbridge: inbox.claimed\nSET LOCAL lock_timeout TO DEFAULT"
+_UNLIMIT: Final = """\
+-- jetbridge: inbox.claimed
+SELECT set_config('lock_timeout', current_setting('jetbridge.lock_timeout'), true)"""
 
 SETTLED: Final = (InboxState.PROCESSED, InboxState.DEAD, InboxState.SKIPPED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """An inbox row, locked by this transaction."""
+    """An inbox row, locked by this transaction. ``wait_s``: until its next attempt, by the database's clock."""
 
     id: int
     state: str
     attempts: int
-    next_attempt_at: datetime | None
+    wait_s: float
 
 
 def claim(received: Received, handler: str, *, lock_timeout_s: float, using: str) -> bool:
@@ -80,7 +84,7 @@ def claim(received: Received, handler: str, *, lock_timeout_s: float, using: str
 
 
 def end_lock_timeout(*, using: str) -> None:
-    """Give the handler's own statements the session's lock time-out back."""
+    """Give the handler's own statements the lock time-out back that the session had before the claim."""
     connection = connections[using]
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:
@@ -89,10 +93,13 @@ def end_lock_timeout(*, using: str) -> None:
 
 def lock(received: Received, handler: str, *, using: str) -> Entry | None:
     """The existing row, locked until the end of the transaction."""
-    row = _identity(received, handler, using).select_for_update().first()
-    if row is None:
+    rows = _identity(received, handler, using).select_for_update().annotate(now=WallClock())
+    found = rows.values_list("pk", "state", "attempts", "next_attempt_at", "now").first()
+    if found is None:
         return None
-    return Entry(id=row.pk, state=row.state, attempts=row.attempts, next_attempt_at=row.next_attempt_at)
+    pk, state, attempts, next_attempt_at, now = found
+    wait_s = (next_attempt_at - now).total_seconds() if next_attempt_at else 0.0
+    return Entry(id=pk, state=state, attempts=attempts, wait_s=wait_s)
 
 
 def finish(entry: Entry, *, using: str) -> bool:
@@ -176,6 +183,15 @@ def reopen(handler: str, source: str, event_id: str, *, using: str) -> bool:
             finished_at=None,
             next_attempt_at=None,
         )
+    )
+
+
+def can_reopen(handler: str, source: str, event_id: str, *, using: str) -> bool:
+    """Whether :func:`reopen` would find its row."""
+    return (
+        Inbox.objects.using(using)
+        .filter(handler=handler, source=source, event_id=event_id, state=InboxState.DEAD)
+        .exists()
     )
 
 

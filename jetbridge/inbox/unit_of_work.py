@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, cast
 
 from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.utils import timezone
 
-from jetbridge import context, signals
+from jetbridge import context, retry, signals
 from jetbridge.conf import Settings
 from jetbridge.errors import HandlerLeftRollback
 from jetbridge.event import Delivery
@@ -26,7 +24,7 @@ from jetbridge.inbox import store
 from jetbridge.models import InboxState
 from jetbridge.received import Received
 from jetbridge.registry import Handler
-from jetbridge.runtime.threads import to_sync
+from jetbridge.runtime.threads import replace_broken_connections, to_sync
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,14 +48,19 @@ class NotYet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """Everything this attempt wrote is rolled back. ``attempt`` is its number, from 1."""
+    """
+    Everything this attempt wrote is rolled back. ``attempt`` is its number, from 1; ``session_lost``: the database
+    ended the session under the handler, whatever the handler made of it.
+    """
 
     attempt: int
     error: BaseException
+    session_lost: bool = False
 
 
 logger = logging.getLogger("jetbridge.inbox")
-_IN_ERROR: Final = 3  # PQTRANS_INERROR of libpq
+_IDLE: Final = 0  # PQTRANS_IDLE of libpq
+_IN_ERROR: Final = 3  # PQTRANS_INERROR
 GONE_DELAY_S = 0.1
 
 Result: TypeAlias = Processed | Duplicate | NotYet | Failed
@@ -95,6 +98,7 @@ class _TooEarly(Exception):
 def attempt(work: Work, settings: Settings) -> Result:
     """Run the handler once. Never raises for what the handler or the database does: that is the result."""
     run = _Run(work, settings)
+    in_a_test = connections[work.using].in_atomic_block
     try:
         delivery = run.in_transaction() if work.handler.atomic else run.without_transaction()
     except _AlreadySettled:
@@ -103,7 +107,10 @@ def attempt(work: Work, settings: Settings) -> Result:
         return NotYet(delay_s=early.delay_s)
     except BaseException as error:  # also SystemExit: a handler that calls sys.exit() has failed
         if run.committed is None:
-            return Failed(attempt=run.number, error=error)
+            if not in_a_test:
+                # What is recorded next must be committed: not in a session that the handler left with autocommit off.
+                replace_broken_connections()
+            return Failed(attempt=run.number, error=error, session_lost=run.session_lost)
         # The effect stands, so this is no failure of the handler.
         logger.exception("An on_commit hook of handler %s failed after the commit.", work.handler.name)
         delivery = run.committed
@@ -119,26 +126,60 @@ class _Run:
         self.settings = settings
         self.number = 1
         self.committed: Delivery | None = None
+        self.session_lost = False
 
     def in_transaction(self) -> Delivery:
         using = self.work.using
+        in_a_test = connections[using].in_atomic_block
         with transaction.atomic(using=using, durable=True):
             # First of the transaction's hooks: if it has run, the commit has happened.
             transaction.on_commit(self._mark_committed, using=using)
             entry = self._claim()
-            delivery = self._call_handler()
-            if _can_only_roll_back(connections[using]):
-                raise HandlerLeftRollback(
-                    f"Handler {self.work.handler.name!r} returned, but its transaction is marked for rollback "
-                    f"(set_rollback(True), or a database error that was caught outside a savepoint). "
-                    f"Wrap the failing part in transaction.atomic()."
-                )
+            try:
+                delivery = self._call_handler()
+            except BaseException as error:
+                self._judge(error)
+                raise
+            self._check_transaction()
             if entry is not None and not store.finish(entry, using=using):
                 raise _AlreadySettled
             if self.work.also is not None:
                 self.work.also()
             self._delivery = delivery
+        if self.committed is None and not in_a_test:
+            raise HandlerLeftRollback(
+                f"The transaction of handler {self.work.handler.name!r} was not committed: autocommit is off."
+            )
         return delivery
+
+    def _judge(self, error: BaseException) -> None:
+        """
+        Tell an outage from a handler that closed its connection: the error that follows is the same, but the
+        one is to be waited for, and the other would be for ever.
+        """
+        connection = connections[self.work.using]
+        if connection.closed_in_transaction:
+            raise HandlerLeftRollback(
+                f"Handler {self.work.handler.name!r} closed the connection of its transaction."
+            ) from error
+        self.session_lost = bool(getattr(connection.connection, "closed", False)) and not retry.is_too_slow(
+            error
+        )
+
+    def _check_transaction(self) -> None:
+        """Whether what the handler wrote can still be committed together with its inbox row."""
+        connection, name = connections[self.work.using], self.work.handler.name
+        if connection.closed_in_transaction or not _is_open(connection):
+            raise HandlerLeftRollback(
+                f"Handler {name!r} ended its transaction (it closed the connection, or ran COMMIT or ROLLBACK). "
+                f"The transaction is committed after the handler, with its inbox row; leave it open."
+            )
+        if _can_only_roll_back(connection):
+            raise HandlerLeftRollback(
+                f"Handler {name!r} returned, but its transaction is marked for rollback "
+                f"(set_rollback(True), or a database error that was caught outside a savepoint). "
+                f"Wrap the failing part in transaction.atomic()."
+            )
 
     def _mark_committed(self) -> None:
         self.committed = self._delivery
@@ -150,6 +191,10 @@ class _Run:
             entry = store.lock(self.work.received, self.work.handler.name, using=using)
             self._check(entry)
         delivery = self._call_handler()
+        if not connections[using].in_atomic_block and not connections[using].get_autocommit():
+            raise HandlerLeftRollback(
+                f"Handler {self.work.handler.name!r} left autocommit off: nothing after it would be committed."
+            )
         with transaction.atomic(using=using):
             current = self._claim()
             if current is not None and not store.finish(current, using=using):
@@ -179,9 +224,8 @@ class _Run:
         if entry.state in store.SETTLED or (entry.state == InboxState.DEFERRED and not self.work.redriven):
             raise _AlreadySettled
         self.number = entry.attempts + 1
-        delay_s = _seconds_until(entry.next_attempt_at)
-        if delay_s > 0:
-            raise _TooEarly(delay_s)
+        if entry.wait_s > 0:
+            raise _TooEarly(entry.wait_s)
 
     def _call_handler(self) -> Delivery:
         work = self.work
@@ -189,12 +233,19 @@ class _Run:
         delivery = work.received.delivery(attempt=self.number, deadline=time.monotonic() + timeout_s)
         signals.send(signals.handler_started, using=work.using, handler=work.handler.name, delivery=delivery)
         function = work.handler.function
-        with context.handling(delivery, work.using):
+        with context.handling(delivery, work.using, atomic=work.handler.atomic):
             if work.handler.is_async:
-                to_sync(function)(delivery)
+                to_sync(cast("Callable[[Delivery], Awaitable[None]]", function))(delivery)
             else:
                 function(delivery)
         return delivery
+
+
+def _is_open(connection: BaseDatabaseWrapper) -> bool:
+    """Whether the session is inside a transaction, as Django believes."""
+    if connection.vendor == "postgresql":
+        return bool(connection.connection.info.transaction_status != _IDLE)
+    return bool(getattr(connection.connection, "in_transaction", True))
 
 
 def _can_only_roll_back(connection: BaseDatabaseWrapper) -> bool:
@@ -213,10 +264,3 @@ def _duplicate(work: Work) -> Duplicate:
         if work.also is not None:
             work.also()
     return Duplicate()
-
-
-def _seconds_until(instant: datetime | None) -> float:
-    if instant is None:
-        return 0.0
-    aware = timezone.make_aware(instant) if timezone.is_naive(instant) else instant
-    return (aware - datetime.now(UTC)).total_seconds()

@@ -289,6 +289,19 @@ class Connection:
 
     # --- trouble ---------------------------------------------------------------------------------
 
+    def why_unreachable(self) -> str:
+        """A sentence for whoever gives up waiting: which address, what happened, what to do. No credentials."""
+        if self.denied:
+            return self.denied
+        reason = self.last_error or "no answer"
+        if 'JETBRIDGE["NATS_URLS"]' in reason:
+            return f"NATS cannot be reached: {reason}"  # the embedded server's own remedy
+        is_refusal = reason.startswith("nats: '")  # it answered, so starting it would change nothing
+        remedy = "Check" if is_refusal else "Start it, or set"
+        return (
+            f'NATS cannot be reached: {self._where()}: {reason.rstrip(".")}. {remedy} JETBRIDGE["NATS_URLS"].'
+        )
+
     def _deny(self, text: str) -> None:
         self.denied = self.last_error = self._explain(text)
         self._say(logging.ERROR, f"Cannot work with these NATS permissions: {self.denied}")

@@ -72,11 +72,17 @@ class ProvisionReport:
         for change in self.drift:
             if not change.repair:
                 lines += [
-                    f"PROBLEM {change.what}: wanted {change.wanted}, found {change.found}.",
+                    f"PROBLEM {change.what}: {_difference(change)}.",
                     f"        {change.advice}",
                 ]
         lines += [f"WARNING {one.text}" for one in self.notices]
         return "\n".join(lines)
+
+
+def _difference(change: Change) -> str:
+    if change.found == "missing":
+        return "it is missing" if change.wanted == "present" else f"the one that {change.wanted} is missing"
+    return f"expected: {change.wanted}; found: {change.found}"
 
 
 def _details(changes: tuple[Change, ...]) -> list[str]:

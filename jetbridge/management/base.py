@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import traceback
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn
 
@@ -20,6 +21,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, InterfaceError, connections
 
+from jetbridge import autodiscovery
 from jetbridge.conf import Settings, get_settings
 from jetbridge.errors import BrokerUnreachable, JetbridgeError
 from jetbridge.management.exit_codes import ExitCode
@@ -50,6 +52,12 @@ class JetbridgeCommand(BaseCommand):
     """
 
     requires_system_checks = ()
+    epilog = ""
+
+    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
+        parser = super().create_parser(prog_name, subcommand, **kwargs)
+        parser.epilog = self.epilog or None
+        return parser
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
@@ -59,6 +67,19 @@ class JetbridgeCommand(BaseCommand):
             help="What stdout carries: text for people (default), or one JSON document. Logs go to stderr.",
         )
 
+    def run_from_argv(self, argv: list[str]) -> None:
+        """As Django's, but under ``--format json`` a usage error is a document, too."""
+        if wants_json(argv[2:]):
+            self._called_from_command_line = False  # so that the parser raises instead of ending the process
+            try:
+                self.create_parser(argv[0], argv[1]).parse_args(argv[2:])
+            except CommandError as fault:
+                text = str(fault).removeprefix("Error: ")
+                self.stdout.write(json.dumps(failure(ExitCode.USAGE, text), ensure_ascii=False))
+                self.stderr.write(text)
+                sys.exit(ExitCode.USAGE)
+        super().run_from_argv(argv)
+
     def run(self, settings: Settings, options: Namespace) -> Outcome:
         """Do the work. Expected troubles are raised as ``JetbridgeError`` or ``DatabaseError``."""
         raise NotImplementedError
@@ -67,6 +88,8 @@ class JetbridgeCommand(BaseCommand):
         chosen = Namespace(**options)
         log_to_stderr(chosen.verbosity)
         try:
+            if autodiscovery.held_back is not None:
+                raise broken_handlers(autodiscovery.held_back)
             settings = get_settings()
             refuse_faulty_project()
             outcome = self.run(settings, chosen)
@@ -104,8 +127,43 @@ class JetbridgeCommand(BaseCommand):
 
     def _fail(self, code: ExitCode, text: str, options: Namespace) -> NoReturn:
         if options.format == "json":
-            self.emit(Outcome(document={"error": {"code": int(code), "text": text}}), options)
+            self.stdout.write(json.dumps(failure(code, text), ensure_ascii=False))
         raise CommandError(text, returncode=int(code))
+
+
+class BrokenHandlers(JetbridgeError):
+    """A ``handlers.py`` cannot be imported; the text says which, where and why."""
+
+
+def broken_handlers(fault: Exception) -> BrokenHandlers:
+    """One sentence for the document; the traceback goes to stderr now."""
+    traceback.print_exception(fault, file=sys.stderr)
+    return BrokenHandlers(f"Handlers cannot be imported: {_place(fault)}: {type(fault).__name__}: {fault}")
+
+
+def _place(fault: Exception) -> str:
+    """Module and line of the project, not of the machinery that imported it or refused what it said."""
+    if isinstance(fault, SyntaxError) and fault.filename:
+        return f"{fault.filename}, line {fault.lineno}"
+    place = "no line of the project"
+    trace = fault.__traceback__
+    while trace is not None:
+        module = str(trace.tb_frame.f_globals.get("__name__", ""))
+        if module.partition(".")[0] not in ("importlib", "_frozen_importlib", "jetbridge", "django"):
+            place = f"{module}, line {trace.tb_lineno}"
+        trace = trace.tb_next
+    return place
+
+
+def wants_json(arguments: Sequence[str]) -> bool:
+    """Whether ``--format json`` is among arguments that may be wrong otherwise."""
+    pairs = zip(arguments, [*arguments[1:], ""], strict=False)
+    return any(one == "--format=json" or (one, two) == ("--format", "json") for one, two in pairs)
+
+
+def failure(code: ExitCode, text: str) -> dict[str, object]:
+    """The document of a command that could not work."""
+    return {"schema": SCHEMA, "error": {"code": int(code), "text": text}}
 
 
 def refuse_faulty_project() -> None:

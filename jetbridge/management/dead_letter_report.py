@@ -17,13 +17,18 @@ MAX_ERROR_CHARS: Final = 60
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Act:
-    """What redrive or discard did, or with ``is_rehearsal`` would do to ``ids``."""
+    """
+    What redrive or discard did, or with ``is_rehearsal`` would do to ``ids``.
+
+    ``stopped`` is why it did nothing at all.
+    """
 
     verb: str
     matched: int
     ids: Sequence[int]
     skipped: Sequence[Skipped]
     is_rehearsal: bool = False
+    stopped: str = ""
 
     def document(self) -> dict[str, object]:
         return {
@@ -34,6 +39,8 @@ class Act:
         }
 
     def text(self) -> str:
+        if self.stopped:
+            return self.stopped
         word = f"Would be {self.verb}" if self.is_rehearsal else self.verb.capitalize()
         first = f"{word}: {len(self.ids)} of {self.matched}"
         ids = f" ({', '.join(map(str, self.ids[:20]))}{', …' if len(self.ids) > 20 else ''})"
@@ -148,7 +155,10 @@ def page(letter: DeadLetterRecord) -> str:
         ("source", letter.source),
         ("key", letter.key or "-"),
         ("place", f"{letter.subject}, {letter.stream} #{letter.sequence}"),
-        ("reason", f"{letter.reason} after {letter.attempts} attempts, {letter.redrives} redrives"),
+        (
+            "reason",
+            f"{letter.reason} after {_times(letter.attempts, 'attempt')}, {_times(letter.redrives, 'redrive')}",
+        ),
         ("since", f"{letter.created_at:%Y-%m-%d %H:%M:%S %Z}".rstrip()),
         ("error", f"{letter.error_class}: {letter.error}"),
     ]
@@ -160,6 +170,10 @@ def page(letter: DeadLetterRecord) -> str:
     if letter.traceback:
         lines += ["Traceback", letter.traceback.rstrip()]
     return "\n".join(lines)
+
+
+def _times(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def pretty(body: bytes) -> str:

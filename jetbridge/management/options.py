@@ -45,6 +45,18 @@ def add_until_empty(parser: CommandParser, when: str) -> None:
     )
 
 
+def refuse_lasting_timeout(options: Namespace) -> None:
+    """
+    Raises:
+        ImproperlyConfigured: ``--timeout`` alone (exit code 2): a run without end would just ignore it.
+    """
+    if options.timeout is not None and not options.until_empty:
+        raise ImproperlyConfigured(
+            f"--timeout {options.timeout:g} needs --until-empty: without it this command runs until SIGTERM. "
+            "Add --until-empty, or leave --timeout out."
+        )
+
+
 def seconds(text: str) -> float:
     """A positive number of seconds."""
     try:

@@ -11,6 +11,8 @@ from jetbridge.monitor.views import ConsumerView, DatabaseView, StatusView
 
 MAX_LINES: Final = 20
 MAX_CONSUMERS: Final = 4
+# A relay takes a row within a second; a deployment starts one within a minute.
+FORGOTTEN_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +82,9 @@ def _database_lines(view: DatabaseView, *, single: bool) -> list[Line]:
     oldest = outbox.pop("oldest_ready_s")
     outbox.pop("due")
     waits = "" if oldest is None else f"  oldest {span(oldest)}"
-    stuck = view.outbox.parked or view.outbox.refused or view.outbox.held
+    if forgotten := oldest is not None and oldest > FORGOTTEN_S and not _has_relay(view):
+        waits += "  no relay is running  → jetbridge_relay"
+    stuck = view.outbox.parked or view.outbox.refused or view.outbox.held or forgotten
     rows = [
         Line(level="warn" if stuck else "ok", title="outbox", text=pairs("outbox", outbox) + waits),
         Line(level="ok", title="archive", text=f"sent {number('archive.rows', view.archived)}"),
@@ -98,6 +102,11 @@ def _database_lines(view: DatabaseView, *, single: bool) -> list[Line]:
         ),
     ]
     return rows if single else [Line(level="", title="database", text=view.alias), *rows]
+
+
+def _has_relay(view: DatabaseView) -> bool:
+    """Whether a relay of this very database is alive: one of another carries nothing from here."""
+    return any(one.role == "relay" and one.is_alive for one in view.workers)
 
 
 def _nats_lines(status: StatusView) -> list[Line]:

@@ -101,7 +101,10 @@ def parse(text: str) -> tuple[Threshold, ...]:
     Raises:
         ArgumentTypeError: A name or a number is wrong; the text says what is possible.
     """
-    return tuple(_threshold(part.strip()) for part in text.split(",") if part.strip())
+    found = tuple(_threshold(part.strip()) for part in text.split(",") if part.strip())
+    if not found:  # an alarm whose variable came out empty would be green for ever
+        raise ArgumentTypeError(f"name=value is expected, such as dead=1; got {text!r}")
+    return found
 
 
 def _threshold(part: str) -> Threshold:

@@ -64,13 +64,15 @@ class Outbox(Content):
     ::
 
         (insert) ──> ready ──────────────────────────────> archive   stored by the stream
-                     │ ▲ │
+                     │ │ │
                      │ │ └─> refused ──> ready               the message's own fault; an operator retries
-                     │ └──── parked <─── ready               its subject has no stream, or is at its cap
+                     │ └───> parked ───> archive             its subject has no stream, or is at its cap
                      └─────> held ─────> ready               an older row of its key is refused
 
-    Only the relay that owns the bucket moves a row between ready, held and parked. There is no
-    unique key: the same event may be published twice, and the inbox makes that one effect.
+    A parked row is sent from where it is: a subject in trouble costs one write a row, and from there a row
+    may be refused or held like a ready one. Only the relay that owns the bucket moves a row between ready,
+    held and parked. There is no unique key: the same event may be published twice, and the inbox makes
+    that one effect.
     """
 
     id = models.BigAutoField(primary_key=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from django.db import router
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ProjectState
@@ -35,8 +36,7 @@ class VendorDDL(Operation):
         from_state: ProjectState,
         to_state: ProjectState,
     ) -> None:
-        for statement in self.forwards.get(schema_editor.connection.vendor, ()):
-            schema_editor.execute(statement)
+        self._run(self.forwards, app_label, schema_editor)
 
     def database_backwards(
         self,
@@ -45,7 +45,15 @@ class VendorDDL(Operation):
         from_state: ProjectState,
         to_state: ProjectState,
     ) -> None:
-        for statement in self.backwards.get(schema_editor.connection.vendor, ()):
+        self._run(self.backwards, app_label, schema_editor)
+
+    def _run(
+        self, statements: Mapping[str, Sequence[str]], app_label: str, schema_editor: BaseDatabaseSchemaEditor
+    ) -> None:
+        connection = schema_editor.connection
+        if not router.allow_migrate(connection.alias, app_label):
+            return  # the tables are not there
+        for statement in statements.get(connection.vendor, ()):
             schema_editor.execute(statement)
 
     def describe(self) -> str:

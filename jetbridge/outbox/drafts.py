@@ -148,7 +148,7 @@ def _complete(event: Event, settings: Settings, cause: Handling | None) -> Event
         resource_id=resource_id,
         key=_key(event.key, resource_type, resource_id),
         headers=check_headers(event.headers),
-        event_id=ids.new_event_id() if event.event_id is None else ids.check_event_id(event.event_id),
+        event_id=_event_id(event.event_id),
         occurred_at=_occurred_at(event.occurred_at),
         trace_id=_given("trace_id", event.trace_id) or _inherited(cause, "trace_id") or ids.new_trace_id(),
         producer=settings.app_name,
@@ -156,6 +156,12 @@ def _complete(event: Event, settings: Settings, cause: Handling | None) -> Event
         causation_id=_given("causation_id", event.causation_id) or _inherited(cause, "event_id"),
         correlation_id=_given("correlation_id", event.correlation_id) or _inherited(cause, "correlation_id"),
     )
+
+
+def _event_id(value: object) -> str:
+    if value is None:
+        return ids.new_event_id()
+    return ids.check_event_id(str(value) if isinstance(value, UUID) else value)
 
 
 def _name(what: str, value: object) -> str:
@@ -172,7 +178,7 @@ def _resource_id(event: Event) -> str:
     value: object = event.payload.get("id") if event.resource_id is None else event.resource_id
     if isinstance(value, bool) or not isinstance(value, (str, int, UUID)):
         if event.resource_id is not None:
-            raise InvalidEvent(f"resource_id must be a string, got {value!r}.")
+            raise InvalidEvent(f"resource_id must be a string, an integer or a UUID, got {value!r}.")
         return ""
     return _name("resource_id", str(value)) if str(value) else ""
 
@@ -182,6 +188,8 @@ def _key(key: object, resource_type: str, resource_id: str) -> str:
     if key is None or key == "":
         default = envelope.default_key(resource_type, resource_id)
         return _name("The default key (resource type and id)", default) if default else ""
+    if isinstance(key, (int, UUID)) and not isinstance(key, bool):
+        key = str(key)
     return _name("key", key)
 
 
@@ -210,7 +218,8 @@ def aware(what: str, value: object) -> datetime:
     if timezone.is_naive(value):
         if django_settings.USE_TZ:
             raise InvalidEvent(
-                f"{what} must be an aware datetime under USE_TZ, got the naive {value.isoformat()}."
+                f"{what} must be an aware datetime under USE_TZ, such as timezone.now(); got the naive "
+                f"{value.isoformat()}."
             )
         value = timezone.make_aware(value)
     try:
@@ -252,7 +261,7 @@ def drafts(
     except ValueError as error:
         raise InvalidEvent(f"Event {event.type!r}: {error}") from error
     headers = envelope.event_headers(event)
-    event_id, key = event.event_id or "", event.key or ""
+    event_id, key = str(event.event_id or ""), str(event.key or "")
     rows = [
         Draft(
             event_id=event_id,

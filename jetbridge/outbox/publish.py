@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
 from django.db import connections, router
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -16,7 +17,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from jetbridge import conf, context
 from jetbridge.conf import Settings
 from jetbridge.errors import InvalidEvent, NotInTransaction, WrongDatabase
-from jetbridge.event import JSON, Event
+from jetbridge.event import JSON, Event, Id
 from jetbridge.outbox import drafts
 from jetbridge.runtime.threads import to_async
 
@@ -29,10 +30,10 @@ def publish(
     to: str | Sequence[str] | None = None,
     subject: str | None = None,
     resource_type: str | None = None,
-    resource_id: str | None = None,
-    key: str | None = None,
+    resource_id: Id | None = None,
+    key: Id | None = None,
     headers: Mapping[str, str] | None = None,
-    event_id: str | None = None,
+    event_id: str | UUID | None = None,
     occurred_at: datetime | None = None,
     trace_id: str | None = None,
     delay: float | timedelta | None = None,
@@ -102,9 +103,7 @@ def publish_many(
     Returns:
         The event ids, in order. Nothing is written for an empty iterable.
     """
-    if not isinstance(events, Iterable):
-        raise InvalidEvent(f"publish_many() takes an iterable of jetbridge.Event objects, got {events!r}.")
-    return _publish(events, to=to, subject=None, delay=delay, at=at, using=using)
+    return _publish(_events(events), to=to, subject=None, delay=delay, at=at, using=using)
 
 
 async def apublish(
@@ -115,10 +114,10 @@ async def apublish(
     to: str | Sequence[str] | None = None,
     subject: str | None = None,
     resource_type: str | None = None,
-    resource_id: str | None = None,
-    key: str | None = None,
+    resource_id: Id | None = None,
+    key: Id | None = None,
     headers: Mapping[str, str] | None = None,
-    event_id: str | None = None,
+    event_id: str | UUID | None = None,
     occurred_at: datetime | None = None,
     trace_id: str | None = None,
     delay: float | timedelta | None = None,
@@ -162,8 +161,18 @@ async def apublish_many(
     return await to_async(publish_many)(events, to=to, delay=delay, at=at, using=using)
 
 
+def _events(events: Iterable[Event]) -> list[Event]:
+    if not isinstance(events, Iterable):
+        raise InvalidEvent(f"publish_many() takes an iterable of jetbridge.Event objects, got {events!r}.")
+    found = list(events)
+    for event in found:
+        if not isinstance(event, Event):
+            raise InvalidEvent(f"publish_many() takes jetbridge.Event objects, got {event!r}.")
+    return found
+
+
 def _publish(
-    events: Iterable[Event],
+    events: Sequence[Event],
     *,
     to: str | Sequence[str] | None,
     subject: str | None,
@@ -176,17 +185,20 @@ def _publish(
     settings = conf.get_settings()
     cause = context.current()
     alias = _alias(settings, using, cause)
-    _check_transaction(settings, alias)
+    _check_transaction(settings, alias, cause)
     addresses = drafts.targets(settings, to, subject)
     due_at = _due_at(delay, at)
     ids: list[str] = []
     rows: list[drafts.Draft] = []
-    for event in events:
-        if not isinstance(event, Event):
-            raise InvalidEvent(f"publish_many() takes jetbridge.Event objects, got {event!r}.")
-        full = drafts.complete(event, settings, cause)
-        rows += drafts.drafts(full, addresses, settings)
-        ids.append(full.event_id or "")
+    for number, event in enumerate(events):
+        try:
+            full = drafts.complete(event, settings, cause)
+            rows += drafts.drafts(full, addresses, settings)
+        except InvalidEvent as error:
+            if number == 0 and len(events) == 1:
+                raise
+            raise type(error)(f"events[{number}]: {error}") from error
+        ids.append(str(full.event_id))
     if due_at is None:
         store.insert(rows, using=alias)
     else:
@@ -242,9 +254,14 @@ def _alias(settings: Settings, using: str | None, cause: context.Handling | None
     return routed if routed in settings.databases else settings.databases[0]
 
 
-def _check_transaction(settings: Settings, alias: str) -> None:
+def _check_transaction(settings: Settings, alias: str, cause: context.Handling | None) -> None:
     if _in_users_transaction(connections[alias]):
         return
+    if cause is not None and cause.atomic and alias == cause.using:
+        raise NotInTransaction(
+            "publish() was called by a handler, but in another thread than its transaction, so the event would stay "
+            "if the handler fails. Call it on the handler's thread (sync_to_async with thread_sensitive=True)."
+        )
     elsewhere = [c.alias for c in connections.all(initialized_only=True) if _in_users_transaction(c)]
     if elsewhere:
         raise WrongDatabase(

@@ -8,14 +8,17 @@ speed; everything else is the ORM. Functions return frozen records, so that noth
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import closing
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from django.conf import settings
 from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import QuerySet
+from django.db.models import Count, QuerySet
+from django.db.models.functions import Length
 from django.utils import timezone
 
 from jetbridge.models import Archive, Outbox, OutboxState, Scheduled
@@ -23,8 +26,13 @@ from jetbridge.models.clock import WallClock
 from jetbridge.outbox.drafts import Draft
 from jetbridge.outbox.records import OutboxRecord, Settled
 
+T = TypeVar("T")
 INSERT_ROWS: Final = 1_000
+CHUNK_ROWS: Final = 50
 COPY_ROWS: Final = 100
+RELEASE_KEYS: Final = 500
+# A page in memory, several times over: as rows, messages and frames.
+PAGE_BYTES: Final = 16_000_000
 _CONTENT: Final = (
     "event_id",
     "message_id",
@@ -41,15 +49,23 @@ _CONTENT: Final = (
 )
 _RECORD: Final = ("id", "subject", "destination", "key", "event_id", "message_id", "headers", "body")
 
+# The sizes of large bodies are known without reading them: what does not fit is never fetched.
 _PAGE: Final = """\
 -- jetbridge: outbox.page
-SELECT o.id, o.subject, o.destination, o.key, o.event_id, o.message_id, o.headers, o.body
-FROM unnest(%s::smallint[]) AS b (n)
-CROSS JOIN LATERAL (
-    SELECT id, subject, destination, key, event_id, message_id, headers, body
-    FROM jetbridge_outbox WHERE bucket = b.n AND state = 'ready' ORDER BY id LIMIT %s
-) o
-ORDER BY o.id LIMIT %s"""
+SELECT id, subject, destination, key, event_id, message_id, headers, body
+FROM (
+    SELECT p.*, sum(octet_length(body)) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING) AS bytes
+    FROM (
+        SELECT o.id, o.subject, o.destination, o.key, o.event_id, o.message_id, o.headers, o.body
+        FROM unnest(%s::smallint[]) AS b (n)
+        CROSS JOIN LATERAL (
+            SELECT id, subject, destination, key, event_id, message_id, headers, body
+            FROM jetbridge_outbox WHERE bucket = b.n AND state = 'ready' ORDER BY id LIMIT %s
+        ) o
+        ORDER BY o.id LIMIT %s
+    ) p
+) q
+WHERE bytes - octet_length(body) < %s ORDER BY id"""
 
 _SETTLE: Final = f"""\
 -- jetbridge: outbox.settle
@@ -132,7 +148,7 @@ def _copy(rows: Sequence[Draft], connection: BaseDatabaseWrapper) -> None:
 
 def page(buckets: Collection[int], *, limit: int, using: str) -> list[OutboxRecord]:
     """
-    Ready rows of some buckets, by id within each.
+    Ready rows of some buckets, by id within each: up to ``limit``, or fewer that fill ``PAGE_BYTES``.
 
     Ids follow insertion, not commit, so a smaller id may appear in a later call: callers must never
     remember "the last id".
@@ -141,10 +157,33 @@ def page(buckets: Collection[int], *, limit: int, using: str) -> list[OutboxReco
     if connection.vendor == "postgresql":
         per_bucket = max(32, 2 * limit // max(1, len(buckets)))
         with connection.cursor() as cursor:
-            cursor.execute(_PAGE, [sorted(buckets), per_bucket, limit])
+            cursor.execute(_PAGE, [sorted(buckets), per_bucket, limit, PAGE_BYTES])
             return [_record(row) for row in cursor.fetchall()]
     ready = Outbox.objects.using(using).filter(state=OutboxState.READY, bucket__in=buckets)
-    return [_record(row) for row in ready.order_by("id").values_list(*_RECORD)[:limit]]
+    return _bounded(ready, limit)
+
+
+def _bounded(rows: QuerySet[Outbox], limit: int) -> list[OutboxRecord]:
+    """The oldest of ``rows``: up to ``limit``, or until ``PAGE_BYTES`` are full, but always one."""
+    rows = rows.order_by("id")
+    if connections[rows.db].vendor == "sqlite":
+        # Read as it goes: what does not fit any more never leaves the file.
+        found = (_record(row) for row in rows.values_list(*_RECORD)[:limit].iterator(chunk_size=CHUNK_ROWS))
+        with closing(found):
+            return list(_fitting(found, lambda record: len(record.body)))
+    sizes = rows.values_list(Length("body"), flat=True)[:limit]
+    count = sum(1 for _ in _fitting(sizes, int))
+    return [_record(row) for row in rows.values_list(*_RECORD)[:count]] if count else []
+
+
+def _fitting(items: Iterable[T], size: Callable[[T], int]) -> Iterator[T]:
+    """The first of ``items`` until ``PAGE_BYTES`` are full; the one that fills them is the last."""
+    room = PAGE_BYTES
+    for item in items:
+        yield item
+        room -= size(item)
+        if room <= 0:
+            return
 
 
 def _record(row: Sequence[Any]) -> OutboxRecord:
@@ -209,11 +248,19 @@ def _due(using: str) -> QuerySet[Scheduled]:
     return Scheduled.objects.using(using).filter(due_at__lte=WallClock())
 
 
-def move(ids: Iterable[int], to: OutboxState, *, code: str = "", error: str = "", using: str) -> int:
-    """Take ready rows out of the hot index: parked, held or refused, with the reason. Returns how many moved."""
+def move(
+    ids: Iterable[int],
+    to: OutboxState,
+    *,
+    code: str = "",
+    error: str = "",
+    origin: OutboxState = OutboxState.READY,
+    using: str,
+) -> int:
+    """Set rows in state ``origin`` aside: parked, held or refused, with the reason. Returns how many moved."""
     return (
         Outbox.objects.using(using)
-        .filter(id__in=list(ids), state=OutboxState.READY)
+        .filter(id__in=list(ids), state=origin)
         .update(state=to, error_code=code[:32], error=error, state_at=WallClock())
     )
 
@@ -224,31 +271,49 @@ def blocked(state: OutboxState, buckets: Collection[int], *, using: str) -> set[
     return set(rows.values_list("subject", "key").distinct())
 
 
-def first_parked(subject: str, buckets: Collection[int], *, using: str) -> OutboxRecord | None:
-    """The oldest parked row of a subject: what a relay tries before it lets the others follow."""
+def parked_subjects(buckets: Collection[int], *, using: str) -> set[str]:
+    """The subjects that have parked rows."""
+    rows = Outbox.objects.using(using).filter(state=OutboxState.PARKED, bucket__in=buckets)
+    return set(rows.values_list("subject", flat=True).distinct())
+
+
+def parked_page(subject: str, buckets: Collection[int], *, limit: int, using: str) -> list[OutboxRecord]:
+    """The oldest parked rows of a subject, bounded like :func:`page`. They stay parked until they are settled."""
     rows = Outbox.objects.using(using).filter(state=OutboxState.PARKED, subject=subject, bucket__in=buckets)
-    row = rows.order_by("id").values_list(*_RECORD).first()
-    return None if row is None else _record(row)
+    return _bounded(rows, limit)
 
 
-def unpark(subject: str, buckets: Collection[int], *, using: str) -> int:
-    """Make a subject's parked rows ready again."""
-    rows = Outbox.objects.using(using).filter(state=OutboxState.PARKED, subject=subject, bucket__in=buckets)
-    return rows.update(state=OutboxState.READY, error_code="", error="", state_at=WallClock())
+def held_lanes(buckets: Collection[int], *, using: str) -> dict[tuple[str, str], int]:
+    """The (subject, key) pairs that have held rows, and how many."""
+    rows = Outbox.objects.using(using).filter(state=OutboxState.HELD, bucket__in=buckets)
+    counts = rows.values_list("subject", "key").annotate(rows=Count("id")).order_by()
+    return {(subject, key): count for subject, key, count in counts}
 
 
-def release_held(subject: str, key: str, *, passing: bool = False, using: str) -> bool:
+def release(
+    lanes: Iterable[tuple[str, str]], buckets: Collection[int], *, to_parked: bool = False, using: str
+) -> int:
     """
-    Make the followers of a key ready again.
+    Let the held rows of some (subject, key) pairs go on; returns how many.
 
-    Returns:
-        ``False`` while one of its rows is still refused, unless ``passing`` says that they may go on.
+    Args:
+        to_parked: Their subject is parked: they join its queue, and so do ready rows of the pair, which may
+            be older than what is parked of it.
     """
-    rows = Outbox.objects.using(using).filter(subject=subject, key=key)
-    if not passing and rows.filter(state=OutboxState.REFUSED).exists():
-        return False
-    rows.filter(state=OutboxState.HELD).update(state=OutboxState.READY, state_at=WallClock())
-    return True
+    keys = defaultdict[str, list[str]](list)
+    for subject, key in lanes:
+        keys[subject].append(key)
+    states = [OutboxState.HELD, OutboxState.READY] if to_parked else [OutboxState.HELD]
+    to = OutboxState.PARKED if to_parked else OutboxState.READY
+    code, error = ("parked", "Its subject is parked.") if to_parked else ("", "")
+    moved = 0
+    for subject, all_keys in keys.items():
+        for start in range(0, len(all_keys), RELEASE_KEYS):
+            some = all_keys[start : start + RELEASE_KEYS]
+            rows = Outbox.objects.using(using).filter(state__in=states, bucket__in=buckets)
+            rows = rows.filter(subject=subject, key__in=some)
+            moved += rows.update(state=to, error_code=code, error=error, state_at=WallClock())
+    return moved
 
 
 def has_work(*, using: str) -> bool:

@@ -18,6 +18,7 @@ from jetbridge.outbox import store
 from jetbridge.relay.relay import LEASE_NAMES, Relay, Totals
 from jetbridge.runtime.process import Until, quietly, run_until
 from jetbridge.runtime.service import Loop
+from jetbridge.runtime.sessions import harden_connections
 from jetbridge.runtime.supervisor import process_id
 from jetbridge.runtime.threads import Threads
 
@@ -49,12 +50,13 @@ async def run_relay(
     Raises:
         BrokerUnreachable: A one-shot run found no server within ten seconds; a lasting one waits instead.
     """
+    harden_connections([using])
     connection = Connection(options_for(settings, "relay"))
     await connection.start()
     pages, leases = Threads("relay", 1), Threads("leases", 1)
     try:
         if until_empty and not await connection.ready(min(FIRST_CONNECT_S, timeout_s or FIRST_CONNECT_S)):
-            raise BrokerUnreachable(connection.denied or connection.last_error or "No NATS server answered.")
+            raise BrokerUnreachable(connection.why_unreachable())
         return await _run(settings, using, stop, until_empty, timeout_s, connection, pages, leases)
     finally:
         await connection.close()

@@ -105,6 +105,7 @@ def judge(
     verdicts = Verdicts()
     anything_stored = any(isinstance(result, Stored) for result in results)
     refused_lanes: set[Lane] = set()
+    parked_lanes: set[Lane] = set()
     for record, result in zip(records, results, strict=True):
         match result:
             case Stored() if result.stream == stream:
@@ -116,12 +117,15 @@ def judge(
                 _refused(verdicts, record, result, anything_stored, refused_lanes)
             case NotSent() if (record.subject, record.key) in refused_lanes and hold_key:
                 verdicts.followers.append(record)
-            case NotSent() if record.subject in verdicts.parked:
+            # Only behind a parked row of its own key: one behind an open question may not leave it alone in front.
+            case NotSent() if (record.subject, record.key) in parked_lanes:
                 verdicts.parked[record.subject][0].append(record)
             case NotSent() if (record.subject, record.key) in refused_lanes:
                 pass
             case NoAnswer() | NotSent():
                 verdicts.outage = verdicts.outage or result.reason
+        if record.subject in verdicts.parked and verdicts.parked[record.subject][0][-1] is record:
+            parked_lanes.add((record.subject, record.key))
     return verdicts
 
 

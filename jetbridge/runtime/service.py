@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable
 
 from django.db import DatabaseError, InterfaceError
 
+from jetbridge.retry import is_missing_table
+
 logger = logging.getLogger("jetbridge.runtime")
 
 BACKOFF_S = (0.1, 2.0)
@@ -71,9 +73,11 @@ class Loop:
         if not isinstance(error, (DatabaseError, InterfaceError)):
             logger.error("%s failed; trying again.", self.name, exc_info=error)
         elif self._failures in (1, 10, 100) or self._failures % 1000 == 0:
-            logger.warning(
-                "%s: the database does not answer (%s); waiting for it.", self.name, str(error).strip()
-            )
+            said = str(error).strip()
+            if is_missing_table(error):
+                logger.warning("%s waits: a table is missing (%s). Run: manage.py migrate", self.name, said)
+            else:
+                logger.warning("%s: the database does not answer (%s); waiting for it.", self.name, said)
 
     async def _sleep(self, delay_s: float) -> None:
         if delay_s <= 0 and not self._woken.is_set():

@@ -2,33 +2,49 @@
 How the database sessions of a worker process are set.
 
 A copy of a handler that is stopped or powered off holds its inbox row until the database notices. TCP
-keepalives find a dead machine, ``idle_in_transaction_session_timeout`` a stopped process.
+keepalives find a dead machine, ``idle_in_transaction_session_timeout`` a stopped process. The other way
+round ``tcp_user_timeout`` finds a database that went away without a word while a statement was on its way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
-KEEPALIVES = {"keepalives": 1, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
+KEEPALIVES: Final[Mapping[str, int]] = {
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+}
+# Of libpq, so that every driver knows them. ``tcp_user_timeout`` in milliseconds, the others in seconds.
+HARDENED: Final[Mapping[str, int]] = {**KEEPALIVES, "tcp_user_timeout": 30_000, "connect_timeout": 10}
+
+
+def harden_connections(aliases: Iterable[str]) -> None:
+    """New PostgreSQL sessions of this process notice a dead network; what the project has set itself stays."""
+    for alias in frozenset(aliases):
+        if connections[alias].vendor == "postgresql":
+            options = connections.settings[alias].setdefault("OPTIONS", {})
+            for name, value in HARDENED.items():
+                options.setdefault(name, value)
 
 
 def limit_idle_transactions(aliases: Iterable[str], *, idle_s: float) -> Callable[[], None]:
     """
     From now on every new PostgreSQL session of this process ends a transaction idle for ``idle_s``.
 
+    Its connections are hardened too (:func:`harden_connections`).
+
     Returns:
-        A function that undoes it, for tests.
+        A function that undoes the limit, for tests.
     """
     wanted = frozenset(aliases)
-    for alias in wanted:
-        if connections[alias].vendor == "postgresql":
-            options = connections.settings[alias].setdefault("OPTIONS", {})
-            for name, value in KEEPALIVES.items():
-                options.setdefault(name, value)
+    harden_connections(wanted)
 
     def prepare(*, connection: BaseDatabaseWrapper, **_: object) -> None:
         if connection.alias in wanted and connection.vendor == "postgresql":

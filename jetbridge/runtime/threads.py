@@ -19,9 +19,11 @@ from typing import ParamSpec, TypeVar
 
 from asgiref.sync import async_to_sync, sync_to_async
 from django.db import DatabaseError, InterfaceError, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 P = ParamSpec("P")
 T = TypeVar("T")
+IDLE = 0  # PQTRANS_IDLE of libpq
 
 
 class Threads:
@@ -90,31 +92,45 @@ class Threads:
 
 
 def _with_connections(function: Callable[[], T]) -> T:
-    _replace_broken_connections()
+    replace_broken_connections()
     try:
         return function()
     except (DatabaseError, InterfaceError):
-        _replace_broken_connections()
+        replace_broken_connections()
         raise
 
 
-def _replace_broken_connections() -> None:
+def replace_broken_connections() -> None:
     """
     Close connections that an error has broken, so that the next query opens a new one.
 
     Not ``close_old_connections()``: with the default CONN_MAX_AGE of 0 that would open a connection
-    per message. A thread left inside ``atomic`` by a bug is cleaned up, too.
+    per message. A session that a bug left inside a transaction, or with autocommit off, is cleaned up,
+    too: ``atomic()`` would be a savepoint of it and never commit.
     """
     for connection in connections.all(initialized_only=True):
         if connection.in_atomic_block:
             # Closing alone would leave Django's wrapper inside the block, and with it every later job.
             connection.in_atomic_block = connection.closed_in_transaction = False
             connection.close()
+        elif _is_in_transaction(connection):
+            connection.close()
         elif connection.connection is not None and connection.errors_occurred:
             if connection.is_usable():
                 connection.errors_occurred = False
             else:
                 connection.close()
+
+
+def _is_in_transaction(connection: BaseDatabaseWrapper) -> bool:
+    session = connection.connection
+    if session is None:
+        return False
+    if not connection.autocommit:
+        return True
+    if connection.vendor == "postgresql":
+        return bool(not session.closed and session.info.transaction_status != IDLE)
+    return bool(getattr(session, "in_transaction", False))
 
 
 def to_async(function: Callable[P, T]) -> Callable[P, Awaitable[T]]:

@@ -142,4 +142,10 @@ def _terminated(number: int, frame: object) -> NoReturn:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except (
+        KeyboardInterrupt
+    ):  # while Django is imported, or after the verdict: nothing runs that must be stopped
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)

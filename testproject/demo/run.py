@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -154,6 +155,7 @@ def _document(
 ) -> dict[str, object]:
     counts, planned = evidence.counts, evidence.planned
     return {
+        "schema": 1,
         "ok": ok,
         "db": world.vendor,
         "seed": seed,
@@ -181,5 +183,19 @@ def _facts(world: World, evidence: Evidence, document: dict[str, object]) -> lis
         f"{counts.answer_effects} answers, {counts.dead_letters} dead letter(s), "
         f"{counts.duplicates_suppressed} duplicates suppressed; {document['duration_s']} s",
         f"Count for yourself: {databases}",
-        f"Streams and logs: {world.folder}",
+        *world.how_to_recount,
+        f"Streams and logs: {world.folder}; {_megabytes(world.kept)} MB, delete {_names(world.kept)} when you are done",
     ]
+
+
+def _megabytes(folders: Sequence[Path]) -> int:
+    found = 0
+    for folder in folders:
+        for path in folder.rglob("*"):
+            with contextlib.suppress(OSError):  # the servers still run, and take files away
+                found += path.lstat().st_size
+    return round(found / 1_000_000)
+
+
+def _names(folders: Sequence[Path]) -> str:
+    return "it" if len(folders) == 1 else " and ".join(map(str, folders))

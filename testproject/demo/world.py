@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -97,6 +98,25 @@ class World:
         if self._postgres is not None:
             return {service: f"{self._postgres.url}/{service}" for service in SERVICES}
         return {service: str(self.folder / f"{service}.sqlite3") for service in SERVICES}
+
+    @property
+    def how_to_recount(self) -> list[str]:
+        """What people must do before they can look into the databases."""
+        if self._postgres is None:
+            return []
+        data = shlex.quote(str(self._postgres.data_dir))
+        return [
+            f"The server is stopped. Start it again, until Ctrl-C: {sys.executable} -m testproject.postgres "
+            f"{data} --port {self._postgres.port}"
+        ]
+
+    @property
+    def kept(self) -> list[Path]:
+        """The folders that stay: PostgreSQL's data may lie elsewhere, behind a link."""
+        if self._postgres is None:
+            return [self.folder]
+        real = self._postgres.data_dir.resolve()
+        return [self.folder] if real.is_relative_to(self.folder.resolve()) else [self.folder, real]
 
     @property
     def environment(self) -> dict[str, str]:

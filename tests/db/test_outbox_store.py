@@ -103,11 +103,29 @@ def test_reading_a_page_uses_the_hot_index():
     move(list(Outbox.objects.values_list("id", flat=True)), OutboxState.PARKED)
     with connection.cursor() as cursor:
         cursor.execute("SET enable_seqscan = off")
-        cursor.execute("EXPLAIN " + store._PAGE, [list(ALL), 32, 1000])
+        cursor.execute("EXPLAIN " + store._PAGE, [list(ALL), 32, 1000, store.PAGE_BYTES])
         plan = "\n".join(row[0] for row in cursor.fetchall())
         cursor.execute("RESET enable_seqscan")
 
     assert "jb_outbox_ready" in plan
+
+
+@pytest.mark.parametrize("room", [1, 2_500, 3_100])
+def test_a_page_of_large_rows_is_cut_by_bytes_and_never_empty(monkeypatch, room):
+    """A thousand rows of a megabyte must not be in memory at once. Red if only rows are counted."""
+    for n in range(5):
+        jetbridge.publish("order.placed", {"n": n, "fill": "x" * 1_000}, key="k")
+    size = len(bytes(Outbox.objects.order_by("id")[0].body))
+    monkeypatch.setattr(store, "PAGE_BYTES", room)
+    expected = -(-room // size)  # the one that passes the limit still belongs to it
+    ids = list(Outbox.objects.order_by("id").values_list("id", flat=True))
+
+    assert [record.id for record in page()] == ids[:expected]
+
+    move(ids, OutboxState.PARKED)
+    subject = Outbox.objects.all()[0].subject
+    parked = store.parked_page(subject, ALL, limit=100, using="default")
+    assert [record.id for record in parked] == ids[:expected]
 
 
 # --- settling ------------------------------------------------------------------------------------
@@ -170,48 +188,66 @@ def test_only_ready_rows_are_taken_out_of_the_way():
     ]
 
 
-def test_unparking_clears_the_reason_and_keeps_to_subject_and_buckets():
-    publish(1, key="a")
-    publish(2, key="b")
-    move(list(Outbox.objects.values_list("id", flat=True)), OutboxState.PARKED)
-    subject = Outbox.objects.order_by("id")[0].subject
-
-    assert store.unpark("other", ALL, using="default") == 0
-    assert store.unpark(subject, [bucket("a", "")], using="default") == 1
-    assert list(Outbox.objects.order_by("id").values_list("state", "error_code", "error")) == [
-        ("ready", "", ""),
-        ("parked", "c", "e"),
-    ]
-
-
-def test_the_oldest_parked_row_is_tried_first():
-    publish(1, 2)
+def test_parked_rows_are_read_oldest_first_and_of_the_own_buckets():
+    publish(1, 2, 3, key="a")
+    publish(4, key="b")
     ids = list(Outbox.objects.order_by("id").values_list("id", flat=True))
-    move(ids, OutboxState.PARKED)
+    move(ids[1:], OutboxState.PARKED)
     subject = Outbox.objects.order_by("id")[0].subject
 
-    first = store.first_parked(subject, ALL, using="default")
+    def parked(buckets, limit: int = 10, subject: str = subject) -> list[int]:
+        return [record.id for record in store.parked_page(subject, buckets, limit=limit, using="default")]
 
-    assert first is not None
-    assert first.id == ids[0]
-    assert store.first_parked(subject, [], using="default") is None
+    assert (parked(ALL), parked(ALL, limit=2)) == (ids[1:], ids[1:3])
+    assert (parked([bucket("a", "")]), parked([]), parked(ALL, subject="other")) == (ids[1:3], [], [])
+    assert store.parked_subjects(ALL, using="default") == {subject}
+    assert store.parked_subjects([], using="default") == set()
 
 
-def test_held_rows_go_on_when_nothing_of_their_key_is_refused():
+def test_a_parked_row_is_settled_and_refused_from_where_it_is():
+    publish(1, 2)
+    first, second = Outbox.objects.order_by("id").values_list("id", flat=True)
+    move([first, second], OutboxState.PARKED)
+
+    settle(Settled(first, "s", 1, False))
+    assert move([second], OutboxState.REFUSED) == 0
+    assert (
+        store.move([second], OutboxState.REFUSED, code="9", origin=OutboxState.PARKED, using="default") == 1
+    )
+
+    assert list(Outbox.objects.values_list("id", "state", "error_code")) == [(second, "refused", "9")]
+    assert Archive.objects.get().pk == first
+
+
+def test_lanes_are_released_together_and_no_others():
+    """One statement for all keys of a subject, however many."""
+    for n, key in enumerate("aabbc"):
+        publish(n, key=key)
+    ids = list(Outbox.objects.order_by("id").values_list("id", flat=True))
+    subject = Outbox.objects.order_by("id")[0].subject
+    move(ids, OutboxState.HELD)
+    assert store.held_lanes(ALL, using="default") == {(subject, "a"): 2, (subject, "b"): 2, (subject, "c"): 1}
+    assert store.held_lanes([], using="default") == {}
+
+    with CaptureQueriesContext(connection) as queries:
+        assert store.release([(subject, "a"), (subject, "b")], ALL, using="default") == 4
+
+    assert len(queries) == 1
+    assert [record.id for record in page()] == ids[:4]
+    assert store.release([(subject, "c")], [], using="default") == 0
+
+
+def test_lanes_of_a_parked_subject_join_its_queue_with_what_is_ready():
+    """A retried row is ready and older than what is parked: left there, the younger would overtake it."""
     publish(1, 2, 3)
     ids = list(Outbox.objects.order_by("id").values_list("id", flat=True))
     subject = Outbox.objects.order_by("id")[0].subject
-    move(ids[:1], OutboxState.REFUSED)
-    move(ids[1:], OutboxState.HELD)
+    move(ids[1:2], OutboxState.HELD)
+    move(ids[2:], OutboxState.PARKED)
 
-    assert store.release_held(subject, "k", using="default") is False
-    assert len(page()) == 0
-    assert store.release_held(subject, "k", passing=True, using="default") is True
-    assert len(page()) == 2
-    move(ids[1:], OutboxState.HELD)
-    Outbox.objects.filter(pk=ids[0]).delete()
-    assert store.release_held(subject, "k", using="default") is True
-    assert [record.id for record in page()] == ids[1:]
+    assert store.release([(subject, "k")], ALL, to_parked=True, using="default") == 2
+
+    assert [record.id for record in store.parked_page(subject, ALL, limit=9, using="default")] == ids
 
 
 def test_blocked_pairs_are_those_of_the_buckets():

@@ -9,7 +9,7 @@ import pytest
 from django.db import DatabaseError, connection, connections, transaction
 
 from jetbridge.models import Lease
-from jetbridge.runtime.sessions import KEEPALIVES, limit_idle_transactions
+from jetbridge.runtime.sessions import HARDENED, harden_connections, limit_idle_transactions
 from tests.waiting import eventually
 
 pytestmark = [pytest.mark.postgres, pytest.mark.django_db(transaction=True, databases=["default", "other"])]
@@ -44,7 +44,7 @@ def limited():
     undo = limit_idle_transactions(["default"], idle_s=0.5)
     yield
     undo()
-    for name in KEEPALIVES:
+    for name in HARDENED:
         connections.settings["default"]["OPTIONS"].pop(name, None)
 
 
@@ -92,7 +92,21 @@ def test_keepalives_find_a_dead_machine(limited):
 
     assert in_a_thread(parameters) != {}
     options = connections.settings["default"]["OPTIONS"]
-    assert {name: options[name] for name in KEEPALIVES} == KEEPALIVES
+    assert {name: options[name] for name in HARDENED} == HARDENED
+
+
+def test_a_relays_sessions_notice_a_dead_network_and_have_no_idle_limit():
+    """The driver takes every option; a relay has no transaction of somebody else's to limit."""
+    options = connections.settings["default"].setdefault("OPTIONS", {})
+    harden_connections(["default"])
+    try:
+        assert options["tcp_user_timeout"] == 30_000
+        assert options["connect_timeout"] == 10
+        assert in_a_thread(lambda: setting("idle_in_transaction_session_timeout")) == "0"
+        assert in_a_thread(lambda: setting("tcp_user_timeout", "other")) == "0"
+    finally:
+        for name in HARDENED:
+            options.pop(name, None)
 
 
 def test_a_projects_own_keepalives_stay():
@@ -101,10 +115,10 @@ def test_a_projects_own_keepalives_stay():
     undo = limit_idle_transactions(["default"], idle_s=60)
     try:
         assert options["keepalives_idle"] == 99
-        assert options["keepalives_count"] == KEEPALIVES["keepalives_count"]
+        assert options["keepalives_count"] == HARDENED["keepalives_count"]
     finally:
         undo()
-        for name in KEEPALIVES:
+        for name in HARDENED:
             options.pop(name, None)
 
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import io
+import json
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.core.management import CommandError, call_command
+from django.core.management import CommandError, call_command, load_command_class
 from django.utils import timezone
 
-from jetbridge.models import DeadLetter
+from jetbridge.models import DeadLetter, Deferred, Inbox
 from tests.django.commands import run, run_json
+
+
+@pytest.fixture(autouse=True)
+def _reads_from_orders(settings: Any) -> None:
+    settings.JETBRIDGE = {**settings.JETBRIDGE, "SOURCES": ["billing", "orders"]}
 
 
 def letter(**values: Any) -> DeadLetter:
@@ -33,6 +40,18 @@ def letter(**values: Any) -> DeadLetter:
         "attempts": 3,
     }
     return DeadLetter.objects.create(**{**known, **values})
+
+
+def inbox_row(dead: DeadLetter) -> None:
+    """What the handler that gave up has left, and a redrive re-opens."""
+    Inbox.objects.create(
+        handler=dead.handler, source=dead.source, event_id=dead.event_id, state="dead", sequence=dead.sequence
+    )
+
+
+def envelope(event_id: str) -> bytes:
+    """A body that reads as an event nobody handles."""
+    return json.dumps({"event_id": event_id, "event_type": "nobody.wants.this", "payload": {}}).encode()
 
 
 # --- acts without a broker -------------------------------------------------------------------------
@@ -84,7 +103,10 @@ def test_an_unknown_id_stops_the_act() -> None:
     code, acted = run_json("jetbridge_dlq", "discard", str(dead.pk), "999999", "--note", "x")
 
     assert code == 1
-    assert (acted["done"], acted["ids"]) == (0, [])
+    assert (acted["matched"], acted["done"], acted["ids"]) == (1, 0, [])
+    assert run("jetbridge_dlq", "redrive", str(dead.pk), "999999")[1].strip() == (
+        "Nothing was done because 999999 does not exist."
+    )
     assert acted["skipped"] == [{"id": 999999, "why": "there is no such dead letter"}]
     dead.refresh_from_db()
     assert dead.state == "open"
@@ -118,12 +140,69 @@ def test_a_redrive_without_its_inbox_row_is_refused_and_changes_nothing() -> Non
 @pytest.mark.django_db
 def test_a_dry_run_only_says() -> None:
     dead = letter()
+    inbox_row(dead)
     letter(event_id="e-2", state="redriven")
 
     code, acted = run_json("jetbridge_dlq", "redrive", "--all", "--dry-run")
 
     assert (code, acted) == (0, {"matched": 1, "done": 0, "skipped": [], "ids": [dead.pk]})
     assert DeadLetter.objects.get(pk=dead.pk).state == "open"
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("way", [["--dry-run"], []], ids=["dry", "real"])
+def test_a_dry_run_refuses_what_the_real_run_refuses(way: list[str]) -> None:
+    """Red if a dry run looks at the state alone: six ready, and then five skipped."""
+    fine, no_row, closed, waiting = (letter(event_id=f"e-{n}") for n in range(4))
+    unknown = letter(event_id="e-4", handler="", event_type="nobody.wants.this", body=envelope("e-4"))
+    for one in (fine, waiting):
+        inbox_row(one)
+    DeadLetter.objects.filter(pk=closed.pk).update(state="discarded")
+    Deferred.objects.create(
+        handler=waiting.handler,
+        source="orders",
+        event_id=waiting.event_id,
+        kind="redrive",
+        sequence=1,
+        headers={},
+        body=b"",
+    )
+    gone = letter(event_id="e-5", source="mail")
+    letters = [fine, no_row, closed, waiting, unknown, gone]
+
+    code, acted = run_json("jetbridge_dlq", "redrive", *(str(one.pk) for one in letters), *way)
+
+    assert (code, acted["matched"], acted["ids"]) == (1, 6, [fine.pk])
+    assert acted["done"] == (0 if way else 1)
+    assert {one["id"]: one["why"] for one in acted["skipped"]} == {
+        no_row.pk: "its inbox row is gone or no longer dead",
+        closed.pk: "it is discarded, only an open dead letter can be redriven",
+        waiting.pk: "it already waits to be handled by 'billing.create_invoice'",
+        unknown.pk: "no handler wants 'nobody.wants.this' from 'orders'",
+        gone.pk: "'mail' is not in SOURCES any more, so no consumer would run it",
+    }
+    assert DeadLetter.objects.filter(state="redriving").count() == (0 if way else 1)
+    assert Deferred.objects.count() == (1 if way else 2)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("more", [["1"], ["--handler", "x"], ["--since", "2h"]])
+@pytest.mark.parametrize("act", [["redrive"], ["redrive", "--dry-run"], ["discard", "--note", "x"]])
+def test_everything_and_something_is_a_contradiction(act: list[str], more: list[str]) -> None:
+    """Whoever adds a filter to --all must not act on all."""
+    code, document = run_json("jetbridge_dlq", *act, "--all", *more)
+
+    assert code == 2
+    assert "--all is every open dead letter" in document["error"]["text"]
+
+
+def test_help_says_what_all_means_for_each_action() -> None:
+    """The same word: everything at all to look at, everything open to act on."""
+    parser = load_command_class("jetbridge", "jetbridge_dlq").create_parser("manage.py", "jetbridge_dlq")
+    [actions] = [one for one in parser._actions if isinstance(one, argparse._SubParsersAction)]
+
+    assert "Also those that are finished" in actions.choices["list"].format_help()
+    assert "Every open one" in actions.choices["redrive"].format_help()
 
 
 @pytest.mark.django_db
@@ -150,7 +229,7 @@ def test_a_person_is_asked_first(
     ended, _ = run_json("jetbridge_dlq", "discard", "--all", "--note", "x")
 
     assert ended == code
-    assert "1 dead letters will be discarded. Continue? [y/N]" in capsys.readouterr().err
+    assert "1 dead letter will be discarded. Continue? [y/N]" in capsys.readouterr().err
     dead.refresh_from_db()
     assert dead.state == state
 

@@ -33,7 +33,7 @@ class Till:
 
     def __call__(self, event: jetbridge.Event) -> None:
         self.runs.append(str(event.event_id))
-        Invoice.objects.create(order_id=int(str(event.payload["id"])), event_id=event.event_id or "", total=1)
+        Invoice.objects.create(order_id=int(str(event.payload["id"])), event_id=str(event.event_id), total=1)
         if self.broken:
             raise ValueError(f"the till is stuck at order {event.payload['id']}")
 

@@ -229,6 +229,27 @@ def test_a_running_process_satisfies_its_threshold_and_a_silent_one_does_not(awa
 
 @pytest.mark.django_db
 @pytest.mark.parametrize(
+    ("age_s", "relay", "level"), [(120, None, "WARN"), (120, 1, "OK"), (120, 300, "WARN"), (5, None, "OK")]
+)
+def test_rows_that_nobody_carries_are_a_warning(
+    age_s: int, relay: int | None, level: str, away: None
+) -> None:
+    """Red if an outbox that only grows is "OK": the relay that was forgotten has no row that could be silent."""
+    jetbridge.publish("order.placed", {"id": 1})
+    Outbox.objects.update(state_at=timezone.now() - timedelta(seconds=age_s))
+    if relay is not None:
+        Worker.objects.create(
+            id="w", role="relay", host="h", pid=1, beat_at=timezone.now() - timedelta(seconds=relay)
+        )
+
+    [line] = [line for line in run("jetbridge_status")[1].splitlines() if " outbox " in line]
+
+    assert line.split()[0] == level
+    assert ("no relay is running" in line) == (level == "WARN")
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
     ("value", "words"),
     [
         ("dead", "dead needs a number"),
@@ -236,6 +257,8 @@ def test_a_running_process_satisfies_its_threshold_and_a_silent_one_does_not(awa
         ("outbox-age=soon", "outbox-age needs a duration such as 60s"),
         ("deads=1", "'deads' is no threshold; there are outbox-age"),
         ("dead=0", "above 0"),
+        ("", "name=value is expected, such as dead=1; got ''"),
+        (" , ", "name=value is expected"),
     ],
 )
 def test_a_wrong_threshold_says_what_is_possible(value: str, words: str) -> None:

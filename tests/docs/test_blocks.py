@@ -99,7 +99,7 @@ def check_command(words: list[str]) -> None:
             for argument in arguments:
                 check_make(argument)
         case ["pip", "install", requirement]:
-            found = re.fullmatch(r"jetbridge\[(\w+)\]", requirement)
+            found = re.fullmatch(r"(?:/path/to/)?jetbridge\[(\w+)\]", requirement)
             assert found, f"pip installs something unknown: {requirement}"
             assert found[1] in project()["optional-dependencies"]
         case ["python", "-m", "venv", _]:

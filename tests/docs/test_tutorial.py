@@ -68,10 +68,11 @@ def test_the_tutorial_works_as_it_stands(tmp_path: Path, nats_server: NatsServer
     _, relayed = carry_out(shell, chapter["5"])
     assert '"published": 0' in relayed
 
-    _, _, consumed, listed, shown = carry_out(shell, chapter["6"])
+    _, _, consumed, listed, shown, noticed = carry_out(shell, chapter["6"])
     assert '"dead": 1' in consumed
     assert "invoices.create_invoice" in listed
     assert "above the limit" in shown
+    assert last_line(noticed)["published"] == 1
 
     _, consumed, invoices = carry_out(shell, chapter["7"])
     assert last_line(consumed)["handled"] == 1

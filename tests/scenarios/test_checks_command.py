@@ -27,7 +27,7 @@ def test_all_faults_are_listed_with_hints():
 
     assert text.count("(jetbridge.E001)") == 4
     assert "Did you mean 'NATS_URLS'?" in text
-    assert "HINT: See docs/reference/settings.md" in text
+    assert "HINT: jetbridge.conf.OPTIONS lists every key" in text
 
 
 def test_a_missing_setting_is_named():

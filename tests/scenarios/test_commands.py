@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 import jetbridge
-from jetbridge.models import Scheduled
+from jetbridge.models import Lease, Scheduled
 from testproject.processes import free_port
+from tests.running import Process, consuming
+from tests.waiting import eventually
 from tests.worlds import World, body
 
 OK = """\
@@ -66,13 +69,18 @@ def test_a_one_shot_relay_ends_with_6_when_the_time_is_up(transactional_db, hand
 
 @pytest.mark.parametrize("command", ["jetbridge_relay", "jetbridge_consume"])
 def test_a_one_shot_run_without_a_broker_ends_with_4(transactional_db, handlers, processes, command):
-    world = World(f"nats://127.0.0.1:{free_port()}")
+    address = f"nats://user:secret@127.0.0.1:{free_port()}"
+    world = World(address)
     keys = world.publisher if command == "jetbridge_relay" else world.consumer
 
     process = processes.start(command, "--until-empty", "--timeout", "1", "--format", "json", keys=keys)
 
     assert process.wait() == 4, process.log
     assert process.last_line["error"]["code"] == 4
+    text = process.last_line["error"]["text"]
+    assert text.startswith(f"NATS cannot be reached: {address.replace('user:secret', '***')}: ")
+    assert text.endswith('. Start it, or set JETBRIDGE["NATS_URLS"].')
+    assert "secret" not in process.log
 
 
 def test_a_one_shot_run_without_a_database_ends_with_4(world, processes):
@@ -138,11 +146,24 @@ async def _take_without_ack(client, world: World) -> None:
 def test_a_one_shot_consumer_ends_with_6_when_the_time_is_up(
     transactional_db, handlers, nats_server, processes
 ):
-    """The durable is missing."""
-    process = processes.consumer(World(nats_server.url), OK, "--until-empty", "--timeout", "1")
+    """The durable is missing, which the end of the log says."""
+    world = World(nats_server.url)
+    process = processes.consumer(world, OK, "--until-empty", "--timeout", "1")
 
     assert process.wait() == 6, process.log
-    assert "does not exist in the stream" in process.log
+    durable = f"{world.billing}-workers does not exist in the stream jetbridge-{world.shop}"
+    assert f"Timed out. The durable {durable}. Run: manage.py jetbridge_provision" in process.log
+
+
+def test_a_one_shot_consumer_says_who_holds_what_it_waits_for(world, processes):
+    """Red if it ends with 6 and no word: nobody would think of the consumer on the other machine."""
+    with consuming(world):
+        [lease] = eventually(lambda: list(Lease.objects.exclude(owner="")), 10, what="a lease to be held")
+        process = processes.consumer(world, OK, "--until-empty", "--timeout", "2")
+
+        assert process.wait() == 6, process.log
+    assert f"Timed out. The lease {lease.name} is held by {lease.owner}" in process.log
+    assert process.last_line["handled"] == 0
 
 
 @pytest.mark.parametrize(
@@ -155,6 +176,8 @@ def test_a_one_shot_consumer_ends_with_6_when_the_time_is_up(
             2,
             "a positive number of seconds is expected",
         ),
+        ("jetbridge_relay", ["--timeout", "5"], 2, "--timeout 5 needs --until-empty"),
+        ("jetbridge_consume", ["--timeout", "5"], 2, "--timeout 5 needs --until-empty"),
     ],
 )
 def test_usage_faults_end_with_2(transactional_db, handlers, processes, command, arguments, code, words):
@@ -172,9 +195,45 @@ def test_faults_of_the_settings_end_with_2_and_all_are_named(transactional_db, h
     assert 'JETBRIDGE["LEASE_S"]' in process.log
 
 
-def test_a_broken_handlers_module_ends_a_consumer(world, processes):
-    """It must know all its handlers before the first event, or events would die as unknown."""
-    process = processes.consumer(world, "import jetbridge\nimport nowhere_to_be_found\n")
+def only_document(process: Process) -> dict[str, Any]:
+    """Fails unless stdout is one JSON document and nothing else."""
+    document: dict[str, Any] = json.loads(process._out.read_text())
+    assert document["schema"] == 1
+    return document
 
-    assert process.wait() != 0
-    assert "nowhere_to_be_found" in process.log
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--no-such-option"], ["--timeout", "soon"], ["--timeout", "5"], ["--database", "nowhere"]],
+)
+def test_usage_faults_are_documents_too(transactional_db, handlers, processes, arguments):
+    """Red if argparse prints its own words: whoever reads JSON from stdout finds nothing there."""
+    keys = World("nats://127.0.0.1:1").publisher
+
+    process = processes.start("jetbridge_relay", *arguments, "--format", "json", keys=keys)
+
+    assert process.wait() == 2, process.log
+    error = only_document(process)["error"]
+    assert error["code"] == 2
+    assert arguments[0] in error["text"]
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("import jetbridge\nimport nowhere_to_be_found\n", [", line 2", "nowhere_to_be_found"]),
+        ("import jetbridge\n\n\ndef (:\n", [", line 4", "SyntaxError"]),
+        ("import nowhere_to_be_found\n", [", line 1", "nowhere_to_be_found"]),
+        ('import jetbridge\njetbridge.handler("a", no=1)\n', [", line 2", "TypeError"]),
+    ],
+)
+def test_a_broken_handlers_module_ends_a_consumer(world, processes, source, words):
+    """It must know all its handlers before the first event, or events would die as unknown."""
+    process = processes.consumer(world, source, "--format", "json")
+
+    assert process.wait() == 1, process.log
+    error = only_document(process)["error"]
+    assert error["code"] == 1
+    assert error["text"].startswith("Handlers cannot be imported: ")
+    assert all(word in error["text"] for word in words), error["text"]
+    assert "Traceback" in process.log

@@ -102,10 +102,20 @@ def test_every_promise_holds(demo: Demo) -> None:
     assert (demo.exit_code, demo.document["ok"], broken) == (0, True, []), demo.output
 
 
+def test_it_says_where_to_recount_and_what_may_be_deleted(demo: Demo) -> None:
+    folder = demo.document["dir"]
+
+    assert f"Streams and logs: {folder}; " in demo.output
+    assert " MB, delete " in demo.output
+    again = f" -m testproject.postgres {folder}/postgres --port "
+    assert (again in demo.output) == (VENDOR == "postgres")
+
+
 def test_the_document_has_the_agreed_keys(demo: Demo) -> None:
     shape = {name: sorted(value) for name, value in demo.document.items() if isinstance(value, dict)}
 
     keys = [
+        "schema",
         "ok",
         "db",
         "seed",

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from testproject.demo.orders import MIN_ORDERS, Way, orders_of, plan
+from testproject.postgres import Postgres
 from tests.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,6 +97,60 @@ def test_nothing_survives_the_demo_however_it_ends(server_dir: Path, how: signal
 
     assert code == (-how if how is signal.SIGKILL else 128 + how)
     eventually(lambda: family(folder) == [], 15, what="every child to have ended")
+
+
+def test_interrupted_while_it_is_imported_it_ends_without_a_traceback(tmp_path: Path) -> None:
+    """Ctrl-C in the first second, when nothing runs yet. Red if Python's own words are all there is."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "testproject.demo", "--dir", tmp_path / "run"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as running:
+        assert running.stdout is not None
+        assert "jetbridge demo:" in running.stdout.readline()
+
+        running.send_signal(signal.SIGINT)
+        said, _ = running.communicate(timeout=30)
+
+    assert running.returncode == 130
+    assert "Interrupted" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.postgres
+def test_the_server_of_a_finished_demo_can_be_started_again_to_recount(server_dir: Path) -> None:
+    import psycopg
+
+    folder = server_dir / "again"
+    with Postgres(folder, fsync=False) as server:
+        url = server.create_database("orders")
+    command = [sys.executable, "-m", "testproject.postgres", str(folder), "--port", str(server.port)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline().startswith(server.url)
+        with psycopg.connect(url) as connection:
+            assert connection.execute("SELECT 1").fetchone() == (1,)
+
+        running.send_signal(signal.SIGINT)
+        assert running.wait(30) == 0
+
+
+@pytest.mark.postgres
+def test_no_server_is_made_where_there_was_none(tmp_path: Path) -> None:
+    """A typo in the folder's name is not a new, empty cluster."""
+    done = subprocess.run(
+        [sys.executable, "-m", "testproject.postgres", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 2
+    assert str(tmp_path) in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def family(folder: Path) -> list[str]:

@@ -115,4 +115,4 @@ def test_a_near_miss_of_the_name_is_found(name):
 
 def test_no_check_opens_a_connection():
     """They run while the database is away; pytest-django fails any query of a test without the mark."""
-    assert checks.check_settings(None) == []
+    assert [message.id for message in checks.check_settings(None)] in ([], ["jetbridge.W004"])

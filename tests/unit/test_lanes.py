@@ -14,7 +14,7 @@ def test_only_the_first_of_a_lane_may_run():
     lanes: Lanes[str] = Lanes()
 
     assert [lanes.push("a", "1"), lanes.push("a", "2"), lanes.push("b", "3")] == [True, False, True]
-    assert lanes.of("a") == ("1", "2")
+    assert list(lanes.lanes()) == [("1", "2"), ("3",)]
     assert lanes.pop("a") == "2"
     assert lanes.pop("a") is None
     assert len(lanes) == 1
@@ -28,7 +28,7 @@ def test_an_empty_lane_is_forgotten():
         lanes.pop(n)
 
     assert (len(lanes), lanes._lanes) == (0, {})
-    assert lanes.of(1) == ()
+    assert list(lanes.lanes()) == []
     assert lanes.push(1, 1)
 
 

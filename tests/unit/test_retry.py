@@ -149,7 +149,7 @@ def test_an_outage_is_an_outage_even_if_its_class_is_called_permanent():
 def test_a_verdict_with_an_impossible_delay_is_refused_where_it_is_made(delay):
     """With the value."""
     for verdict in (jetbridge.Retry, jetbridge.Snooze):
-        with pytest.raises(ValueError, match="delay must be a number of seconds"):
+        with pytest.raises(ValueError, match="delay must be a timedelta or a number of seconds"):
             verdict(delay=delay)
 
 

@@ -18,7 +18,7 @@ from django.core.management.base import CommandParser
 from jetbridge.conf import Settings
 from jetbridge.dead_letters import store
 from jetbridge.dead_letters.discard import discard
-from jetbridge.dead_letters.redrive import Acted, Skipped, redrive
+from jetbridge.dead_letters.redrive import Acted, Skipped, redrive, rehearse
 from jetbridge.dead_letters.store import DeadLetterSummary, Selection
 from jetbridge.dead_letters.waiting import wait_until_run
 from jetbridge.errors import JetbridgeError
@@ -33,6 +33,8 @@ LISTED_FOR_PEOPLE: Final = 50
 UNFINISHED: Final = (DeadLetterState.OPEN, DeadLetterState.REDRIVING)
 # What an act does with the letters it may touch; it also ends with the exit code of what it found.
 Deed: TypeAlias = Callable[[Sequence[DeadLetterSummary]], tuple[Acted, ExitCode]]
+# What it would do, for --dry-run: the same refusals, and nothing is written.
+Rehearsal: TypeAlias = Callable[[Sequence[DeadLetterSummary]], Acted]
 
 
 class UnknownDeadLetter(JetbridgeError):
@@ -55,8 +57,9 @@ class Command(JetbridgeCommand):
         redriving = actions.add_parser("redrive", help="Run again in the running consumer.")
         discarding = actions.add_parser("discard", help="Close for good; the rows stay.")
         showing.add_argument("id", type=count, metavar="ID")
-        for sub in (listing, redriving, discarding):
-            _add_selectors(sub)
+        _add_selectors(listing, "Also those that are finished: redriven and discarded ones.")
+        for sub in (redriving, discarding):
+            _add_selectors(sub, "Every open one. Not together with ids or filters.")
         for sub in (redriving, discarding):
             sub.add_argument("--dry-run", action="store_true", help="Only say what would be done.")
             sub.add_argument("--no-input", action="store_true", help="Do not ask before acting.")
@@ -92,7 +95,10 @@ class Command(JetbridgeCommand):
             waited = wait_until_run(acted, timeout_s=options.wait, using=using)
             return waited.acted, ExitCode.DONE if waited.finished else ExitCode.TIMED_OUT
 
-        return self._act("redriven", deed, using, options)
+        def dry(letters: Sequence[DeadLetterSummary]) -> Acted:
+            return rehearse(letters, settings=settings, using=using)
+
+        return self._act("redriven", deed, dry, using, options)
 
     def _discard(self, using: str, options: Namespace) -> Outcome:
         if not options.note.strip():
@@ -103,34 +109,52 @@ class Command(JetbridgeCommand):
                 discard(letters, by=whoami(), note=options.note, using=using),
                 ExitCode.DONE,
             ),
+            _open_ones,
             using,
             options,
         )
 
-    def _act(self, verb: str, deed: Deed, using: str, options: Namespace) -> Outcome:
+    def _act(self, verb: str, deed: Deed, dry: Rehearsal, using: str, options: Namespace) -> Outcome:
         selection = _selection(options)
+        if selection.all and not replace(selection, all=False).is_empty:
+            raise ImproperlyConfigured(
+                "--all is every open dead letter; together with ids or filters one of them is not meant. "
+                "Leave --all out, or the others."
+            )
         if selection.is_empty:
             raise ImproperlyConfigured(
                 "Nothing is selected. Give ids, or filters such as --handler or --reason, or --all for every open one."
             )
         unknown = _unknown(selection, using)
         if unknown:
-            return _outcome(
-                Act(verb=verb, matched=0, ids=[], skipped=unknown, is_rehearsal=options.dry_run),
-                ExitCode.FAILED,
+            numbers = ", ".join(str(one.id) for one in unknown)
+            stopped = f"Nothing was done because {numbers} {'does' if len(unknown) == 1 else 'do'} not exist."
+            if options.format == "json":
+                self.progress(stopped)
+            act = Act(
+                verb=verb, matched=len(selection.ids) - len(unknown), ids=[], skipped=unknown, stopped=stopped
             )
+            return _outcome(act, ExitCode.FAILED)
         # Ids are taken as they are, so that one in another state is reported; filters mean open ones.
         states = None if selection.ids else (DeadLetterState.OPEN,)
         letters = store.select(selection, states=states, using=using)
         if options.dry_run:
-            return _outcome(_rehearsal(verb, letters), ExitCode.DONE)
-        if letters and not self._confirmed(f"{len(letters)} dead letters will be {verb}.", options):
+            acted, code = dry(letters), ExitCode.DONE
+        elif letters and not self._confirmed(f"{_letters(len(letters))} will be {verb}.", options):
             self.progress("Nothing was done.")
             return _outcome(Act(verb=verb, matched=len(letters), ids=[], skipped=[]), ExitCode.FAILED)
-        acted, code = deed(letters)
+        else:
+            acted, code = deed(letters)
         if acted.skipped and code is ExitCode.DONE:
             code = ExitCode.FAILED
-        return _outcome(Act(verb=verb, matched=len(letters), ids=acted.ids, skipped=acted.skipped), code)
+        act = Act(
+            verb=verb,
+            matched=len(letters),
+            ids=acted.ids,
+            skipped=acted.skipped,
+            is_rehearsal=options.dry_run,
+        )
+        return _outcome(act, code)
 
     def _confirmed(self, what: str, options: Namespace) -> bool:
         """Ask a person, on stderr: stdout is one document. Without a terminal there is nobody to ask."""
@@ -149,7 +173,7 @@ def _repeat(shared: Sequence[argparse.Action], sub: argparse.ArgumentParser) -> 
         sub._add_action(repeated)
 
 
-def _add_selectors(parser: argparse.ArgumentParser) -> None:
+def _add_selectors(parser: argparse.ArgumentParser, all_means: str) -> None:
     parser.add_argument("ids", nargs="*", type=count, metavar="ID", help="Of dead letters.")
     parser.add_argument("--handler", metavar="NAME", help="Name of the handler; '' for none.")
     parser.add_argument("--type", metavar="TYPE", help="Event type.")
@@ -158,7 +182,7 @@ def _add_selectors(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reason", metavar="REASON", help="Why it was given up.")
     parser.add_argument("--since", type=since, metavar="WHEN", help="Such as 30m, 2h, 7d, 2026-11-22T14:00Z.")
     parser.add_argument("--limit", type=count, metavar="N", help="At most so many, the oldest first.")
-    parser.add_argument("--all", action="store_true", help="No filter.")
+    parser.add_argument("--all", action="store_true", help=all_means)
 
 
 def _selection(options: Namespace) -> Selection:
@@ -207,10 +231,17 @@ def _unknown(selection: Selection, using: str) -> list[Skipped]:
     return [Skipped(id=id, why="there is no such dead letter") for id in selection.ids if id not in known]
 
 
-def _rehearsal(verb: str, letters: Sequence[DeadLetterSummary]) -> Act:
-    ready = [one.id for one in letters if one.state == DeadLetterState.OPEN]
-    skipped = [Skipped(id=one.id, why=f"it is {one.state}") for one in letters if one.id not in set(ready)]
-    return Act(verb=verb, matched=len(letters), ids=ready, skipped=skipped, is_rehearsal=True)
+def _open_ones(letters: Sequence[DeadLetterSummary]) -> Acted:
+    """What a discard would close."""
+    closed = [one for one in letters if one.state != DeadLetterState.OPEN]
+    return Acted(
+        ids=[one.id for one in letters if one.state == DeadLetterState.OPEN],
+        skipped=[Skipped(id=one.id, why=f"it is {one.state}, not open any more") for one in closed],
+    )
+
+
+def _letters(number: int) -> str:
+    return f"{number} dead letter{'' if number == 1 else 's'}"
 
 
 def _outcome(act: Act, code: ExitCode) -> Outcome:

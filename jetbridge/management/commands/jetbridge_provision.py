@@ -60,7 +60,7 @@ class Command(JetbridgeCommand):
             if not await connection.ready(max(CONNECT_S, options.wait)):
                 if connection.denied:
                     raise JetbridgeError(connection.denied)
-                raise BrokerUnreachable(f"NATS cannot be reached: {connection.last_error or 'no answer'}")
+                raise BrokerUnreachable(connection.why_unreachable())
             report = await provision(
                 connection,
                 settings,

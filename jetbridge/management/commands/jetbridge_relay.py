@@ -10,7 +10,7 @@ from django.core.management.base import CommandParser
 from jetbridge.conf import Settings
 from jetbridge.management.base import JetbridgeCommand, Outcome
 from jetbridge.management.exit_codes import ExitCode
-from jetbridge.management.options import add_database, add_until_empty, database
+from jetbridge.management.options import add_database, add_until_empty, database, refuse_lasting_timeout
 from jetbridge.relay.process import RelayReport, run_relay
 from jetbridge.runtime import supervisor
 
@@ -22,6 +22,10 @@ class Command(JetbridgeCommand):
         "Carries committed events from the outbox to NATS JetStream. Runs until SIGTERM; any number of "
         "processes may run, they share the work by leases."
     )
+    epilog = (
+        "Exit codes of --until-empty: 0 all is carried, 3 something was refused or parked, 4 NATS or the database "
+        "cannot be reached, 6 timed out. Without it: 0 stopped by a signal."
+    )
 
     def add_arguments(self, parser: CommandParser) -> None:
         super().add_arguments(parser)
@@ -29,6 +33,7 @@ class Command(JetbridgeCommand):
         add_until_empty(parser, "nothing is ready or due")
 
     def run(self, settings: Settings, options: Namespace) -> Outcome:
+        refuse_lasting_timeout(options)
         using = database(settings, options)
         report = supervisor.run(
             lambda stop: run_relay(
