@@ -151,7 +151,8 @@ class Consumer:
                     self._running.discard(item)
             if isinstance(settlement, Settled):
                 return settlement
-            logger.debug(
+            logger.log(
+                logging.DEBUG if settlement.said else logging.INFO,
                 "%s %s/%s waits %.1f s: %s",
                 item.job.handler_name,
                 item.job.received.source,

@@ -40,10 +40,11 @@ class Settled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wait:
-    """Try again after ``delay_s``; until then nothing of its lane runs."""
+    """Try again after ``delay_s``; until then nothing of its lane runs. ``said``: the log knows of it already."""
 
     delay_s: float
     why: str
+    said: bool = False
 
 
 Settlement: TypeAlias = Settled | Wait
@@ -128,6 +129,7 @@ def _failed(job: Job, handler: Handler, failed: Failed, settings: Settings) -> S
             return Wait(
                 delay_s=delay_s if recorded else LOST_RACE_DELAY_S,
                 why=_told(error),
+                said=recorded,
             )
 
 

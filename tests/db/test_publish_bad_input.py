@@ -50,7 +50,7 @@ BAD: list[tuple[str, tuple[Any, ...], dict[str, Any], list[str]]] = [
     ("a key of 10,000 characters", ("a.b", {}), {"key": "k" * 10_000}, ["key", "255", "10000"]),
     ("NUL in the key", ("a.b", {}), {"key": "\x00"}, ["key", "NUL"]),
     ("a lone surrogate in the key", ("a.b", {}), {"key": "\udfff"}, ["key", "surrogate"]),
-    ("a number as key", ("a.b", {}), {"key": 5}, ["key", "string", "5"]),
+    ("a fraction as key", ("a.b", {}), {"key": 5.5}, ["key", "string", "5.5"]),
     ("a resource id of 10,000", ("a.b", {"id": "r" * 10_000}), {}, ["resource_id", "255", "10000"]),
     ("NUL in the resource id", ("a.b", {"id": "\x00"}), {}, ["resource_id", "NUL"]),
     ("a list as resource id", ("a.b", {}), {"resource_id": [1]}, ["resource_id", "string", "[1]"]),
