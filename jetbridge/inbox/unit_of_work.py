@@ -24,7 +24,7 @@ from jetbridge.inbox import store
 from jetbridge.models import InboxState
 from jetbridge.received import Received
 from jetbridge.registry import Handler
-from jetbridge.runtime.threads import replace_broken_connections, to_sync
+from jetbridge.runtime.threads import IDLE, replace_broken_connections, to_sync
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +59,7 @@ class Failed:
 
 
 logger = logging.getLogger("jetbridge.inbox")
-_IDLE: Final = 0  # PQTRANS_IDLE of libpq
-_IN_ERROR: Final = 3  # PQTRANS_INERROR
+_IN_ERROR: Final = 3  # PQTRANS_INERROR of libpq
 GONE_DELAY_S = 0.1
 
 Result: TypeAlias = Processed | Duplicate | NotYet | Failed
@@ -244,7 +243,7 @@ class _Run:
 def _is_open(connection: BaseDatabaseWrapper) -> bool:
     """Whether the session is inside a transaction, as Django believes."""
     if connection.vendor == "postgresql":
-        return bool(connection.connection.info.transaction_status != _IDLE)
+        return bool(connection.connection.info.transaction_status != IDLE)
     return bool(getattr(connection.connection, "in_transaction", True))
 
 

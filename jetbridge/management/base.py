@@ -25,6 +25,7 @@ from jetbridge import autodiscovery
 from jetbridge.conf import Settings, get_settings
 from jetbridge.errors import BrokerUnreachable, JetbridgeError
 from jetbridge.management.exit_codes import ExitCode
+from jetbridge.retry import is_missing_table
 
 SCHEMA: Final = 1
 
@@ -179,12 +180,6 @@ def refuse_faulty_project() -> None:
     ]
     if errors:
         raise ImproperlyConfigured("\n".join(errors))
-
-
-def is_missing_table(fault: Exception) -> bool:
-    """Whether the migrations have not run: by SQLSTATE on PostgreSQL, by the text elsewhere."""
-    state = getattr(fault.__cause__, "sqlstate", None)
-    return state == "42P01" or "no such table: jetbridge_" in str(fault)
 
 
 def unreachable_database(options: Namespace) -> str | None:

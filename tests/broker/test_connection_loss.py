@@ -32,7 +32,7 @@ def test_a_restart_gives_a_new_epoch_soon(make_nats_server, hard):
     asyncio.run(scenario())
 
 
-def test_an_hour_without_a_server_is_a_few_log_lines(tmp_path, caplog):
+def test_a_dozen_failed_attempts_are_a_few_log_lines(tmp_path, caplog):
     """nats-py's default logs a traceback for every attempt."""
 
     async def scenario() -> None:

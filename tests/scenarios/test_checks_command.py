@@ -75,3 +75,24 @@ def test_sqlite_without_an_immediate_lock_is_refused(processes, mode):
     assert process.wait() == 1
     assert "(jetbridge.E002)" in process.log
     assert "(jetbridge.E003)" in process.log
+
+
+def test_a_command_without_tables_says_migrate(processes, tmp_path):
+    """Forgotten migrations are one line with the remedy. Red if the fault is not told from an outage."""
+    options = {"transaction_mode": "IMMEDIATE", "init_command": "PRAGMA journal_mode=WAL;"}
+    process = processes.start(
+        "jetbridge_dlq",
+        "list",
+        keys={"APP_NAME": "orders"},
+        databases={
+            "default": {
+                "ENGINE": "django.db.backends.sqlite3",
+                "NAME": str(tmp_path / "empty.sqlite3"),
+                "OPTIONS": options,
+            }
+        },
+    )
+
+    assert process.wait() == 1
+    assert "Run: manage.py migrate" in process.log
+    assert "Traceback" not in process.log
