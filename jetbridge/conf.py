@@ -60,6 +60,7 @@ class Settings:
     lock_timeout_s: float
     handler_timeout_s: float
     max_attempts: int
+    max_starts: int
     backoff: tuple[float, ...]
     unknown_events: str
     ignored_events: tuple[str, ...]

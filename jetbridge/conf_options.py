@@ -195,6 +195,13 @@ OPTIONS: Final[tuple[Option, ...]] = (
         help="Attempts of a handler before the event becomes a dead letter.",
     ),
     Option(
+        key="MAX_STARTS",
+        parse=kinds.integer(1, 1_000),
+        default=3,
+        help="Starts of a handler that ended with the death of the process, before the event becomes a dead letter. "
+        "With 1, every redelivered event runs alone.",
+    ),
+    Option(
         key="BACKOFF",
         parse=kinds.durations,
         default=(1.0, 5.0, 30.0, 120.0),

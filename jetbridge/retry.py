@@ -20,6 +20,7 @@ REASON_UNRECOVERABLE: Final = "unrecoverable"
 REASON_EXHAUSTED: Final = "max_deliver_exceeded"
 REASON_MALFORMED: Final = "malformed_json"
 REASON_UNKNOWN: Final = "unknown_event"
+REASON_CRASHED: Final = "crashed"
 
 OUTAGE_DELAY_S: Final = 1.0
 TRANSIENT_DELAY_S: Final = 1.0

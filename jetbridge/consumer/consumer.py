@@ -22,7 +22,10 @@ from jetbridge.consumer import routing
 from jetbridge.consumer.delivery import Held, Item
 from jetbridge.consumer.execute import Settled, Settlement, Wait, execute
 from jetbridge.consumer.lanes import Lanes
+from jetbridge.consumer.slots import Slots
 from jetbridge.deferred import store as deferred
+from jetbridge.inbox import store as inbox
+from jetbridge.inbox.unit_of_work import NotAlone
 from jetbridge.jetstream import acks
 from jetbridge.jetstream.connection import Connection
 from jetbridge.jetstream.incoming import Incoming
@@ -50,6 +53,7 @@ class Consumer:
     Runs what the feeds bring.
 
     Args:
+        owner: Name of this process, under which starts are recorded.
         threads: The handlers' pool.
         store_threads: A small pool of its own for the deferred table: the handlers' may be busy for minutes.
     """
@@ -58,6 +62,7 @@ class Consumer:
         self,
         settings: Settings,
         *,
+        owner: str,
         connection: Connection,
         registry: Registry,
         threads: Threads,
@@ -65,6 +70,7 @@ class Consumer:
     ) -> None:
         self.totals = Totals()
         self._settings = settings
+        self._owner = owner
         self._connection = connection
         self._registry = registry
         self._threads = threads
@@ -72,7 +78,7 @@ class Consumer:
         self._lanes: Lanes[Item] = Lanes()
         self._messages: set[Held] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._slots = asyncio.Semaphore(threads.size)
+        self._slots = Slots(threads.size)
         self._draining = asyncio.Event()
         self._running: set[Item] = set()
         self._in_hand: Counter[str] = Counter()
@@ -139,11 +145,9 @@ class Consumer:
 
     async def _attempts(self, item: Item) -> Settled | None:
         while True:
-            async with self._slots:
+            async with self._slots.taken(alone=item.alone):
                 if self._draining.is_set():
                     return None
-                if item.message.abandoned:
-                    return Settled(how="abandoned")
                 self._running.add(item)
                 try:
                     settlement = await self._attempt(item)
@@ -151,6 +155,9 @@ class Consumer:
                     self._running.discard(item)
             if isinstance(settlement, Settled):
                 return settlement
+            if isinstance(settlement, NotAlone):
+                item.alone = True
+                continue
             logger.log(
                 logging.DEBUG if settlement.said else logging.INFO,
                 "%s %s/%s waits %.1f s: %s",
@@ -164,8 +171,18 @@ class Consumer:
                 return None
 
     async def _attempt(self, item: Item) -> Settlement:
+        job = item.job
         try:
-            return await self._threads.run(execute, item.job, self._settings)
+            if item.message.abandoned:
+                if (
+                    item.began and job.suspect
+                ):  # or the new owner takes us for dead, and holds it against the event
+                    await self._threads.run(
+                        inbox.take_back, job.received, job.handler_name, owner=self._owner, using=job.using
+                    )
+                return Settled(how="abandoned")
+            item.began = True
+            return await self._threads.run(execute, job, self._settings, owner=self._owner, alone=item.alone)
         except (DatabaseError, InterfaceError) as error:
             return Wait(delay_s=OUTAGE_DELAY_S, why=f"the database does not answer: {str(error).strip()}")
         except Exception as error:  # a fault of ours must not lose the lane
@@ -277,8 +294,7 @@ class Consumer:
         Finish what runs and give back the rest; the feeds have stopped pulling before.
 
         Returns:
-            Attempts that were still running when the time was up. They are left to their threads, and
-            their messages come back after ``ack_wait``.
+            Attempts that were still running when the time was up. Their messages come back after ``ack_wait``.
         """
         self._draining.set()
         if self._tasks:

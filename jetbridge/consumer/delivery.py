@@ -34,10 +34,18 @@ class Held:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Item:
-    """One job in its lane."""
+    """
+    One job in its lane.
+
+    Attributes:
+        began: It has been attempted.
+        alone: A process died of it: it runs while nothing else does.
+    """
 
     job: Job
     message: Held
+    began: bool = False
+    alone: bool = False
 
     def lane(self) -> Hashable:
         """

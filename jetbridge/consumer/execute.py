@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from django.db import connections
+from django.db import DatabaseError, InterfaceError, connections
 
 from jetbridge import retry, text
 from jetbridge.conf import Settings
@@ -21,7 +21,7 @@ from jetbridge.dead_letters import store as dead_letters
 from jetbridge.errors import JetbridgeError, MalformedMessage
 from jetbridge.inbox import store as inbox
 from jetbridge.inbox import unit_of_work
-from jetbridge.inbox.unit_of_work import Duplicate, Failed, NotYet, Processed, Work
+from jetbridge.inbox.unit_of_work import Crashed, Duplicate, Failed, NotAlone, NotYet, Processed, Work
 from jetbridge.received import Received
 from jetbridge.registry import Handler
 from jetbridge.retry import Again, GiveUp
@@ -47,11 +47,15 @@ class Wait:
     said: bool = False
 
 
-Settlement: TypeAlias = Settled | Wait
+Settlement: TypeAlias = Settled | Wait | NotAlone
 
 
 class UnknownEvent(JetbridgeError):
     """No handler wants an event."""
+
+
+class ProcessDied(JetbridgeError):
+    """The processes that handled an event died, and said nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +67,7 @@ class Job:
         handler: ``None`` for a message that reaches no handler: malformed, or unknown.
         handler_name: Key of the inbox; ``""`` without a handler.
         redriven: It comes out of the deferred table.
+        suspect: It may have been started before, by a process that is gone.
     """
 
     received: Received
@@ -70,11 +75,16 @@ class Job:
     handler_name: str
     using: str
     redriven: bool = False
+    suspect: bool = False
 
 
-def execute(job: Job, settings: Settings) -> Settlement:
+def execute(job: Job, settings: Settings, *, owner: str = "", alone: bool = True) -> Settlement:
     """
     Attempt a job once and record the outcome.
+
+    Args:
+        owner: Name of this process.
+        alone: Nothing else runs in it; ``NotAlone`` is the answer if that is needed.
 
     Raises:
         DatabaseError, InterfaceError: The outcome could not be recorded. Nothing is settled then, and
@@ -83,7 +93,14 @@ def execute(job: Job, settings: Settings) -> Settlement:
     if job.handler is None:
         return _without_handler(job, settings)
     work = Work(
-        received=job.received, handler=job.handler, using=job.using, redriven=job.redriven, also=_also(job)
+        received=job.received,
+        handler=job.handler,
+        using=job.using,
+        redriven=job.redriven,
+        suspect=job.suspect,
+        owner=owner,
+        alone=alone,
+        also=_also(job),
     )
     match unit_of_work.attempt(work, settings):
         case Processed():
@@ -93,7 +110,11 @@ def execute(job: Job, settings: Settings) -> Settlement:
         case NotYet(delay_s=delay_s):
             return Wait(delay_s=delay_s, why="its next attempt is not due")
         case Failed() as failed:
-            return _failed(job, job.handler, failed, settings)
+            return _failed(job, job.handler, failed, owner, settings)
+        case NotAlone() as not_alone:
+            return not_alone
+        case Crashed() as crashed:
+            return _crashed(job, crashed, settings)
 
 
 def _also(job: Job) -> Callable[[], None] | None:
@@ -104,15 +125,19 @@ def _also(job: Job) -> Callable[[], None] | None:
     )
 
 
-def _failed(job: Job, handler: Handler, failed: Failed, settings: Settings) -> Settlement:
+def _failed(job: Job, handler: Handler, failed: Failed, owner: str, settings: Settings) -> Settlement:
     error = failed.error
     if failed.session_lost:
+        if failed.is_recorded:
+            _take_back(job, owner)
         return Wait(delay_s=retry.OUTAGE_DELAY_S, why=f"the database ended the session ({_told(error)})")
     match retry.decide(error, failed.attempt, handler.policy(settings), _jitter):
         case GiveUp(reason=reason):
-            return _give_up(job, error, reason, failed.attempt, settings)
+            return _give_up(job, error, reason, failed.attempt, settings, is_started=failed.is_recorded)
         case Again(delay_s=delay_s, spends=spends):
             if not spends and _outage(error, job.using):
+                if failed.is_recorded:
+                    _take_back(job, owner)
                 return Wait(delay_s=delay_s, why=_told(error))
             recorded = inbox.record_failure(
                 job.received,
@@ -121,6 +146,7 @@ def _failed(job: Job, handler: Handler, failed: Failed, settings: Settings) -> S
                 spends=spends,
                 delay_s=delay_s,
                 error=error,
+                started_by=owner if failed.is_recorded else None,
                 using=job.using,
             )
             if recorded:
@@ -160,13 +186,39 @@ def _outage(error: BaseException, using: str) -> bool:
     return retry.is_outage(error) or not connections[using].is_usable()
 
 
-def _give_up(job: Job, error: BaseException, reason: str, attempt: int, settings: Settings) -> Settlement:
+def _take_back(job: Job, owner: str) -> None:
+    """A start that came to nothing. With the database away the row keeps our name, and so is not held against it."""
+    try:
+        inbox.take_back(job.received, job.handler_name, owner=owner, using=job.using)
+    except (DatabaseError, InterfaceError):
+        logger.info("The database does not answer; the start of %s stays recorded.", job.handler_name)
+
+
+def _crashed(job: Job, crashed: Crashed, settings: Settings) -> Settlement:
+    times = "once" if crashed.deaths == 1 else f"{crashed.deaths} times"
+    error = ProcessDied(
+        f"The process died {times} while handler {job.handler_name!r} handled this event, MAX_STARTS is "
+        f"{settings.max_starts}. Look for the out-of-memory killer, os._exit() and crashes in C code; then redrive."
+    )
+    return _give_up(job, error, retry.REASON_CRASHED, crashed.attempts, settings, is_started=True)
+
+
+def _give_up(
+    job: Job,
+    error: BaseException,
+    reason: str,
+    attempt: int,
+    settings: Settings,
+    *,
+    is_started: bool = False,
+) -> Settlement:
     buried = dead_letters.bury(
         job.received,
         job.handler_name,
         error,
         reason=reason,
         attempt=attempt,
+        is_started=is_started,
         settings=settings,
         using=job.using,
     )

@@ -16,6 +16,7 @@ from jetbridge.consumer.consumer import Consumer, Totals
 from jetbridge.consumer.feed import Feed, durables
 from jetbridge.deferred import store as deferred
 from jetbridge.errors import BrokerUnreachable
+from jetbridge.inbox import store as inbox
 from jetbridge.jetstream.connection import Connection
 from jetbridge.jetstream.options import options_for
 from jetbridge.leases import store as leases
@@ -32,6 +33,7 @@ logger = logging.getLogger("jetbridge.consumer")
 FIRST_CONNECT_S = 10.0
 END_S = 5.0
 IDLE_MARGIN_S = 30.0
+GIVE_BACK_EVERY_S = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +94,7 @@ class _Process:
         self.store_threads = Threads("store", 1)
         self.lease_threads = Threads("leases", 1)
         limit_idle_transactions(settings.databases, idle_s=longest_handler_s(settings) + IDLE_MARGIN_S)
-        owner = process_id()
+        self.owner = owner = process_id()
         wanted = durables(settings)
         self.holder = LeaseHolder(
             [durable.lease for durable in wanted],
@@ -104,6 +106,7 @@ class _Process:
         )
         self.consumer = Consumer(
             settings,
+            owner=owner,
             connection=connection,
             registry=registry,
             threads=self.handler_threads,
@@ -180,7 +183,22 @@ class _Process:
         running = await self.consumer.drain(self.settings.shutdown_timeout_s)
         if running:
             logger.warning("%d attempts were still running when the time to drain was up.", running)
+        await quietly("giving recorded starts back", self._give_back(), timeout_s=END_S)
         return running
+
+    async def _give_back(self) -> None:
+        """
+        We live to see the end of every start we recorded, so none may be held against its event.
+
+        What still runs is cut off first: it holds the lock on its row, and on SQLite the one on everything.
+        """
+        await self.store_threads.run(self.handler_threads.cut)
+        for alias in self.settings.databases:
+            while True:
+                locked = await self.store_threads.run(inbox.give_back, self.owner, using=alias)
+                if not locked:
+                    break
+                await asyncio.sleep(GIVE_BACK_EVERY_S)  # until the database has noticed
 
     async def _waiting(self) -> list[str]:
         """What keeps this process from seeing every durable: a lease somebody else holds, a durable nobody made."""

@@ -37,6 +37,7 @@ def jobs_of(incoming: Incoming, registry: Registry, settings: Settings) -> Seque
                 handler=handler,
                 handler_name=handler.name,
                 using=handler.using or settings.databases[0],
+                suspect=incoming.delivered > 1,
             )
             for handler in handlers
         ]
@@ -64,4 +65,11 @@ def job_of_deferred(record: DeferredRecord, registry: Registry, settings: Settin
     event = message.event and replace(message.event, event_id=record.event_id)
     message = replace(message, source=record.source, event_id=record.event_id, event=event)
     handler = registry.get(record.handler) if event is not None else None
-    return Job(received=message, handler=handler, handler_name=record.handler, using=using, redriven=True)
+    return Job(
+        received=message,
+        handler=handler,
+        handler_name=record.handler,
+        using=using,
+        redriven=True,
+        suspect=True,  # nothing counts its deliveries
+    )

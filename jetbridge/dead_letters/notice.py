@@ -29,6 +29,7 @@ class Failure:
     error: str
     traceback: str
     attempts: int
+    starts: int = 0
 
 
 def notice(received: Received, failure: Failure, *, message_id: str, settings: Settings) -> Draft:
@@ -38,7 +39,9 @@ def notice(received: Received, failure: Failure, *, message_id: str, settings: S
     Everything in it is ASCII and short: a Ruby peer fails on a non-ASCII header, and headers count
     towards the size the server accepts.
     """
-    deliveries = max(1, failure.attempts)  # one that reached no handler has been delivered, too
+    deliveries = max(
+        1, failure.attempts, failure.starts
+    )  # one that reached no handler has been delivered, too
     context = {
         "event_id": received.event_id,
         "reason": failure.reason,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import traceback
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -107,6 +107,7 @@ def bury(
     *,
     reason: str,
     attempt: int,
+    is_started: bool = False,
     settings: Settings,
     using: str,
 ) -> int | None:
@@ -116,14 +117,19 @@ def bury(
     Args:
         handler: Name of the handler, ``""`` for a message that reached none.
         attempt: Attempts made; 0 if none could be.
+        is_started: The inbox row counts the last start already.
 
     Returns:
         The dead letter's id; ``None`` if another copy has settled the event meanwhile.
     """
     facts = failure(error, reason=reason, attempts=attempt)
     with transaction.atomic(using=using):
-        if not inbox.bury(received, handler, attempt=attempt, error=error, using=using):
+        starts = inbox.bury(
+            received, handler, attempt=attempt, error=error, is_started=is_started, using=using
+        )
+        if starts is None:
             return None
+        facts = replace(facts, starts=starts)
         dead_letter_id, redrives = _write(received, handler, facts, using)
         deferred.remove(handler=handler, source=received.source, event_id=received.event_id, using=using)
         row = notice(received, facts, message_id=f"dlq:{dead_letter_id}:{redrives}", settings=settings)
@@ -156,6 +162,7 @@ def _write(received: Received, handler: str, facts: Failure, using: str) -> tupl
         "error": facts.error,
         "traceback": facts.traceback,
         "attempts": facts.attempts,
+        "starts": facts.starts,
         "fingerprint": _fingerprint(handler, facts),
     }
     known = _of(handler, received.source, received.event_id, using).filter(state=DeadLetterState.REDRIVING)

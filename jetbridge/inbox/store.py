@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from django.db import connections, transaction
-from django.db.models import F, QuerySet
+from django.db.models import Case, F, QuerySet, Value, When
 
 from jetbridge import text
 from jetbridge.models import Inbox, InboxState
@@ -43,6 +43,7 @@ ON CONFLICT (handler, source, event_id) DO NOTHING""",
 INSERT IGNORE INTO jetbridge_inbox ({_COLUMNS})
 VALUES ({_VALUES.format(now="UTC_TIMESTAMP(6)")})""",
 }
+_LIMIT: Final = "-- jetbridge: inbox.limit\nSELECT set_config('lock_timeout', %s, true)"
 _UNLIMIT: Final = """\
 -- jetbridge: inbox.claimed
 SELECT set_config('lock_timeout', current_setting('jetbridge.lock_timeout'), true)"""
@@ -57,7 +58,23 @@ class Entry:
     id: int
     state: str
     attempts: int
+    starts: int
+    generation: int
+    claimed_by: str
     wait_s: float
+
+    def is_of(self, owner: str) -> bool:
+        """Whether the start that is going on was recorded by this process."""
+        return self.state == InboxState.RUNNING and self.claimed_by == owner
+
+    def unfinished(self, owner: str) -> int:
+        """
+        Starts that ended with their process. A start of our own is none, whatever became of it: we live.
+
+        The row is locked, and a handler keeps it locked as long as it runs: whoever recorded the start of a
+        running row is gone.
+        """
+        return max(0, self.starts - self.attempts - self.is_of(owner))
 
 
 def claim(received: Received, handler: str, *, lock_timeout_s: float, using: str) -> bool:
@@ -83,6 +100,14 @@ def claim(received: Received, handler: str, *, lock_timeout_s: float, using: str
         return bool(cursor.rowcount)
 
 
+def limit_lock_wait(lock_timeout_s: float, *, using: str) -> None:
+    """Until the end of the transaction, do not wait longer than this for another copy of the event."""
+    connection = connections[using]
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute(_LIMIT, [f"{lock_timeout_s * 1000:.0f}ms"])
+
+
 def end_lock_timeout(*, using: str) -> None:
     """Give the handler's own statements the lock time-out back that the session had before the claim."""
     connection = connections[using]
@@ -94,23 +119,84 @@ def end_lock_timeout(*, using: str) -> None:
 def lock(received: Received, handler: str, *, using: str) -> Entry | None:
     """The existing row, locked until the end of the transaction."""
     rows = _identity(received, handler, using).select_for_update().annotate(now=WallClock())
-    found = rows.values_list("pk", "state", "attempts", "next_attempt_at", "now").first()
+    found = rows.values_list(
+        "pk", "state", "attempts", "starts", "generation", "claimed_by", "next_attempt_at", "now"
+    ).first()
     if found is None:
         return None
-    pk, state, attempts, next_attempt_at, now = found
+    pk, state, attempts, starts, generation, claimed_by, next_attempt_at, now = found
     wait_s = (next_attempt_at - now).total_seconds() if next_attempt_at else 0.0
-    return Entry(id=pk, state=state, attempts=attempts, wait_s=wait_s)
+    return Entry(
+        id=pk,
+        state=state,
+        attempts=attempts,
+        starts=starts,
+        generation=generation,
+        claimed_by=claimed_by,
+        wait_s=wait_s,
+    )
+
+
+def record_start(received: Received, handler: str, entry: Entry | None, *, owner: str, using: str) -> None:
+    """
+    (absent), retrying, deferred or running → running, before the handler and in a commit of its own.
+
+    A start of the same owner that is still recorded, because the database was away at its end, is kept.
+
+    Args:
+        entry: The row, locked by this transaction; ``None`` if there is none.
+        owner: Name of this process.
+
+    Raises:
+        IntegrityError: Another copy has inserted the row meanwhile.
+        OperationalError: It is about to.
+    """
+    if entry is None:
+        _insert(received, handler, InboxState.RUNNING, using, starts=1, claimed_by=owner)
+    elif not entry.is_of(owner):
+        Inbox.objects.using(using).filter(pk=entry.id).update(
+            state=InboxState.RUNNING, starts=entry.starts + 1, claimed_by=owner, next_attempt_at=None
+        )
+
+
+def take_back(received: Received, handler: str, *, owner: str, using: str) -> bool:
+    """running, by this owner → retrying or deferred: the start came to nothing, through nobody's fault."""
+    rows = _identity(received, handler, using).filter(state=InboxState.RUNNING, claimed_by=owner)
+    return bool(rows.update(**_not_running(), starts=F("starts") - 1))
+
+
+def give_back(owner: str, *, using: str) -> int:
+    """
+    Take back every start of a process that ends; returns how many are left, locked by their handler.
+    """
+    rows = Inbox.objects.using(using)
+    mine = rows.filter(state=InboxState.RUNNING, claimed_by=owner)
+    skip = connections[using].features.has_select_for_update_skip_locked
+    with transaction.atomic(using=using):
+        free = list(mine.select_for_update(skip_locked=skip).values_list("pk", flat=True))
+        rows.filter(pk__in=free).update(**_not_running(), starts=F("starts") - 1)
+        return mine.count()
+
+
+def _not_running() -> dict[str, object]:
+    """A row that was redriven keeps off the copies from the broker, so it becomes deferred again."""
+    back = Case(
+        When(generation__gt=0, then=Value(InboxState.DEFERRED.value)),
+        default=Value(InboxState.RETRYING.value),
+    )
+    return {"state": back, "claimed_by": ""}
 
 
 def finish(entry: Entry, *, using: str) -> bool:
-    """retrying or deferred → processed, with the attempt that succeeded; inside the handler's transaction."""
+    """retrying, deferred or running → processed, with the attempt that succeeded; inside the handler's transaction."""
     return bool(
         Inbox.objects.using(using)
         .filter(pk=entry.id, state=entry.state, attempts=entry.attempts)
         .update(
             state=InboxState.PROCESSED,
             attempts=entry.attempts + 1,
-            starts=F("starts") + 1,
+            starts=entry.starts + int(entry.state != InboxState.RUNNING),
+            claimed_by="",
             finished_at=WallClock(),
             next_attempt_at=None,
             error_class="",
@@ -127,14 +213,16 @@ def record_failure(
     spends: bool,
     delay_s: float,
     error: BaseException,
+    started_by: str | None = None,
     using: str,
 ) -> bool:
     """
-    (absent), retrying or deferred → the same or retrying, with the error and the time of the next attempt.
+    (absent), retrying, deferred or running → retrying or deferred, with the error and the time of the next attempt.
 
     Args:
         attempt: Number of the attempt that failed.
-        spends: Whether it counts; a snoozed one does not.
+        spends: Whether it counts; a snoozed one does not, and its start is taken back.
+        started_by: Who recorded the start; ``None`` if nobody did.
 
     Returns:
         Whether it happened; ``False``: another copy has moved on, and its word counts.
@@ -145,30 +233,53 @@ def record_failure(
         **_error(error),
     }
     with transaction.atomic(using=using):
-        expected = _identity(received, handler, using).filter(attempts=attempt - 1).exclude(state__in=SETTLED)
-        if expected.update(**values, starts=F("starts") + 1):
+        rows = _identity(received, handler, using).filter(attempts=attempt - 1)
+        if started_by is not None:
+            mine = rows.filter(state=InboxState.RUNNING, claimed_by=started_by)
+            return bool(mine.update(**_not_running(), **values, starts=F("starts") - int(not spends)))
+        expected = rows.exclude(state__in=(*SETTLED, InboxState.RUNNING))
+        if expected.update(**values, starts=F("starts") + int(spends)):
             return True
         if attempt > 1 or _identity(received, handler, using).exists():
             return False
-        _insert(received, handler, InboxState.RETRYING, using, starts=1, **values)
+        _insert(received, handler, InboxState.RETRYING, using, starts=int(spends), **values)
     return True
 
 
-def bury(received: Received, handler: str, *, attempt: int, error: BaseException, using: str) -> bool:
-    """(absent), retrying or deferred → dead; inside the transaction that writes the dead letter."""
+def bury(
+    received: Received,
+    handler: str,
+    *,
+    attempt: int,
+    error: BaseException,
+    is_started: bool = False,
+    using: str,
+) -> int | None:
+    """
+    (absent), retrying, deferred or running → dead; inside the transaction that writes the dead letter.
+
+    Args:
+        attempt: Attempts made; 0 if no handler saw the message.
+        is_started: The row counts the last start already.
+
+    Returns:
+        The starts of the row; ``None`` if it was settled before.
+    """
     values = {
         "attempts": attempt,
+        "claimed_by": "",
         "finished_at": WallClock(),
         "next_attempt_at": None,
     }
     values |= _error(error)
     expected = _identity(received, handler, using).exclude(state__in=SETTLED)
-    if expected.update(state=InboxState.DEAD, **values, starts=F("starts") + 1):
-        return True
+    new = 0 if is_started else min(attempt, 1)
+    if expected.update(state=InboxState.DEAD, **values, starts=F("starts") + new):
+        return _identity(received, handler, using).values_list("starts", flat=True).get()
     if _identity(received, handler, using).exists():
-        return False
-    _insert(received, handler, InboxState.DEAD, using, starts=1, **values)
-    return True
+        return None
+    _insert(received, handler, InboxState.DEAD, using, starts=new, **values)
+    return new
 
 
 def reopen(handler: str, source: str, event_id: str, *, using: str) -> bool:
@@ -180,6 +291,7 @@ def reopen(handler: str, source: str, event_id: str, *, using: str) -> bool:
             state=InboxState.DEFERRED,
             generation=F("generation") + 1,
             attempts=0,
+            starts=0,
             finished_at=None,
             next_attempt_at=None,
         )

@@ -3,6 +3,9 @@ One attempt of one handler at one event: claim, handler, commit, in a single tra
 
 Called on a worker thread. The claim writes the inbox row in its final state, so that row, the
 handler's writes and what it published become true together or not at all.
+
+An event that may have been started before has its start recorded first, in a commit of its own: if the
+handler kills the process, nothing else would tell.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, TypeAlias, cast
 
-from django.db import connections, transaction
+from django.db import IntegrityError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from jetbridge import context, retry, signals
@@ -49,20 +52,38 @@ class NotYet:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
     """
-    Everything this attempt wrote is rolled back. ``attempt`` is its number, from 1; ``session_lost``: the database
-    ended the session under the handler, whatever the handler made of it.
+    Everything this attempt wrote is rolled back.
+
+    Attributes:
+        attempt: Its number, from 1.
+        is_recorded: Its start stands in the inbox row.
+        session_lost: The database ended the session under the handler, whatever the handler made of it.
     """
 
     attempt: int
     error: BaseException
     session_lost: bool = False
+    is_recorded: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotAlone:
+    """A process died while it handled this event: it may run only where nothing else runs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crashed:
+    """``deaths`` processes died while they handled this event, and it is not started again."""
+
+    attempts: int
+    deaths: int
 
 
 logger = logging.getLogger("jetbridge.inbox")
 _IN_ERROR: Final = 3  # PQTRANS_INERROR of libpq
 GONE_DELAY_S = 0.1
 
-Result: TypeAlias = Processed | Duplicate | NotYet | Failed
+Result: TypeAlias = Processed | Duplicate | NotYet | Failed | NotAlone | Crashed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +96,9 @@ class Work:
         handler: Who is to handle it.
         using: Alias of its inbox.
         redriven: The message comes out of the deferred table, so it may run an event that waits there.
+        suspect: It may have been started before, by a process that is gone.
+        owner: Name of this process.
+        alone: Nothing else runs in it.
         also: Runs inside the transaction after the handler, and for a duplicate in one of its own.
     """
 
@@ -82,6 +106,9 @@ class Work:
     handler: Handler
     using: str
     redriven: bool = False
+    suspect: bool = False
+    owner: str = ""
+    alone: bool = True
     also: Callable[[], None] | None = None
 
 
@@ -94,22 +121,37 @@ class _TooEarly(Exception):
         self.delay_s = delay_s
 
 
+class _Suspect(Exception):
+    """The row tells of an earlier start that nobody saw the end of."""
+
+
+class _Instead(Exception):
+    """The handler is not to be started."""
+
+    def __init__(self, result: NotAlone | Crashed) -> None:
+        self.result = result
+
+
 def attempt(work: Work, settings: Settings) -> Result:
     """Run the handler once. Never raises for what the handler or the database does: that is the result."""
     run = _Run(work, settings)
     in_a_test = connections[work.using].in_atomic_block
     try:
-        delivery = run.in_transaction() if work.handler.atomic else run.without_transaction()
+        delivery = run.run()
     except _AlreadySettled:
         return _duplicate(work)
     except _TooEarly as early:
         return NotYet(delay_s=early.delay_s)
+    except _Instead as instead:
+        return instead.result
     except BaseException as error:  # also SystemExit: a handler that calls sys.exit() has failed
         if run.committed is None:
             if not in_a_test:
                 # What is recorded next must be committed: not in a session that the handler left with autocommit off.
                 replace_broken_connections()
-            return Failed(attempt=run.number, error=error, session_lost=run.session_lost)
+            return Failed(
+                attempt=run.number, error=error, session_lost=run.session_lost, is_recorded=run.is_recorded
+            )
         # The effect stands, so this is no failure of the handler.
         logger.exception("An on_commit hook of handler %s failed after the commit.", work.handler.name)
         delivery = run.committed
@@ -124,8 +166,38 @@ class _Run:
         self.work = work
         self.settings = settings
         self.number = 1
+        self.is_recorded = False
         self.committed: Delivery | None = None
         self.session_lost = False
+
+    def run(self) -> Delivery:
+        once = self.in_transaction if self.work.handler.atomic else self.without_transaction
+        if not self.work.suspect:
+            try:
+                return once()
+            except _Suspect:
+                pass
+        self._record_start()
+        return once()
+
+    def _record_start(self) -> None:
+        work, using = self.work, self.work.using
+        try:
+            with transaction.atomic(using=using):
+                store.limit_lock_wait(self.settings.lock_timeout_s, using=using)
+                entry = store.lock(work.received, work.handler.name, using=using)
+                self._check_due(entry)
+                deaths = 0 if entry is None else entry.unfinished(work.owner)
+                if entry is not None and deaths >= self.settings.max_starts:
+                    raise _Instead(Crashed(attempts=entry.attempts, deaths=deaths))
+                # Beside others it would take them along, and they would be blamed with it. A first death may
+                # have been a neighbour's fault, so the one that decides is never shared.
+                if (deaths or self.settings.max_starts == 1) and not work.alone:
+                    raise _Instead(NotAlone())
+                store.record_start(work.received, work.handler.name, entry, owner=work.owner, using=using)
+        except IntegrityError:  # another copy was faster
+            raise _TooEarly(GONE_DELAY_S) from None
+        self.is_recorded = True
 
     def in_transaction(self) -> Delivery:
         using = self.work.using
@@ -195,7 +267,7 @@ class _Run:
                 f"Handler {self.work.handler.name!r} left autocommit off: nothing after it would be committed."
             )
         with transaction.atomic(using=using):
-            current = self._claim()
+            current = self._claim(is_done=True)
             if current is not None and not store.finish(current, using=using):
                 raise _AlreadySettled
             if self.work.also is not None:
@@ -203,8 +275,8 @@ class _Run:
         self.committed = delivery
         return delivery
 
-    def _claim(self) -> store.Entry | None:
-        """``None`` if the row is new, else the row of earlier attempts, locked."""
+    def _claim(self, *, is_done: bool = False) -> store.Entry | None:
+        """``None`` if the row is new, else the row of earlier attempts, locked. ``is_done``: the effect is there."""
         work, using = self.work, self.work.using
         new = store.claim(
             work.received, work.handler.name, lock_timeout_s=self.settings.lock_timeout_s, using=using
@@ -214,13 +286,28 @@ class _Run:
             # Deleted in between. Without a row nothing would stop a second copy.
             raise _TooEarly(GONE_DELAY_S)
         store.end_lock_timeout(using=using)
-        self._check(entry)
+        if is_done:
+            self._check_due(entry)
+        else:
+            self._check(entry)
         return entry
 
     def _check(self, entry: store.Entry | None) -> None:
+        self._check_due(entry)
         if entry is None:
             return
-        if entry.state in store.SETTLED or (entry.state == InboxState.DEFERRED and not self.work.redriven):
+        if not self.is_recorded:
+            if entry.state == InboxState.RUNNING or entry.unfinished(self.work.owner):
+                raise _Suspect
+        elif not entry.is_of(self.work.owner):
+            raise _TooEarly(GONE_DELAY_S)  # another copy has moved on
+
+    def _check_due(self, entry: store.Entry | None) -> None:
+        if entry is None:
+            return
+        # Once redriven, the event belongs to the stored message.
+        of_redrive = entry.state == InboxState.DEFERRED or entry.generation > 0
+        if entry.state in store.SETTLED or (of_redrive and not self.work.redriven):
             raise _AlreadySettled
         self.number = entry.attempts + 1
         if entry.wait_s > 0:

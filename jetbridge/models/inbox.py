@@ -8,7 +8,7 @@ from django.utils.translation import gettext_lazy as _
 
 
 class InboxState(models.TextChoices):
-    """See :class:`Inbox` for the transitions. ``running`` and ``skipped`` are reserved."""
+    """See :class:`Inbox` for the transitions. ``skipped`` is reserved."""
 
     PROCESSED = "processed", _("processed")
     RETRYING = "retrying", _("retrying")
@@ -39,6 +39,17 @@ class Inbox(models.Model):
 
     The row is inserted in its final state inside the handler's transaction, so it becomes true with
     the commit, and a second copy of the event waits on the unique key instead of running.
+
+    An event that may have been started before passes through ``running``, in a commit of its own::
+
+        (absent), retrying, deferred ──> running       starts + 1, claimed_by this process
+        running ──> running                            another process finds it: that start ended with its process
+        running ──> processed, retrying, deferred      attempts + 1
+        running ──> retrying, deferred                 snoozed, interrupted, outage: starts - 1
+        running ──> dead                               given up; by reason "crashed" after MAX_STARTS
+
+    ``starts - attempts``, less the start of a process that lives, is the number of starts that ended with
+    their process. A row that was redriven (``generation`` > 0) is deferred where others are retrying.
     """
 
     id = models.BigAutoField(primary_key=True)

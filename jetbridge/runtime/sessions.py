@@ -8,6 +8,8 @@ round ``tcp_user_timeout`` finds a database that went away without a word while 
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
@@ -57,3 +59,20 @@ def limit_idle_transactions(aliases: Iterable[str], *, idle_s: float) -> Callabl
         connection_created.disconnect(prepare)
 
     return undo
+
+
+def cut(session: BaseDatabaseWrapper) -> None:
+    """
+    End a session that another thread is using; the database rolls its transaction back.
+
+    PostgreSQL's at its socket: the driver's own methods wait for the statement that is running. SQLite's is
+    closed without a rollback before: the thread could slip a statement in between, outside any transaction.
+    """
+    connection = session.connection
+    if connection is None:
+        return
+    if session.vendor == "postgresql":
+        with socket.socket(fileno=os.dup(connection.fileno())) as line:
+            line.shutdown(socket.SHUT_RDWR)
+    else:
+        connection.close()

@@ -13,6 +13,7 @@ import asyncio
 import contextvars
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from queue import SimpleQueue
 from threading import Thread
 from typing import ParamSpec, TypeVar
@@ -20,6 +21,8 @@ from typing import ParamSpec, TypeVar
 from asgiref.sync import async_to_sync, sync_to_async
 from django.db import DatabaseError, InterfaceError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
+
+from jetbridge.runtime import sessions
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -42,6 +45,7 @@ class Threads:
         self.size = size
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._closed = False
+        self._sessions: list[BaseDatabaseWrapper] = []
         self._threads = [
             Thread(target=self._work, name=f"jetbridge-{name}_{number}", daemon=True)
             for number in range(size)
@@ -74,6 +78,18 @@ class Threads:
         self._jobs.put(job)
         return await asyncio.wrap_future(future)
 
+    def cut(self) -> None:
+        """
+        End the transactions of what still runs, for good: rolled back by the database, and no new ones.
+
+        For a process that is about to end. What the jobs notice of it is an outage.
+        """
+        for session in list(self._sessions):
+            if session.in_atomic_block:
+                session.connect = _refuse  # type: ignore[method-assign]
+                with suppress(Exception):  # it has just ended by itself
+                    sessions.cut(session)
+
     def close(self, *, wait: bool = True) -> None:
         """Close every thread's connections and end the threads; with ``wait=False`` running ones are left behind."""
         if not self._closed:
@@ -85,10 +101,15 @@ class Threads:
                 thread.join()
 
     def _work(self) -> None:
+        self._sessions.extend(connections.all())  # each thread has wrappers of its own, made here
         while (job := self._jobs.get()) is not None:
             job()
             del job  # or an idle thread keeps the last message's payload
         connections.close_all()
+
+
+def _refuse() -> None:
+    raise InterfaceError("This process is ending; it opens no session any more.")
 
 
 def _with_connections(function: Callable[[], T]) -> T:

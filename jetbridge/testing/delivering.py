@@ -10,12 +10,12 @@ from typing import Any, Final, Literal
 
 from jetbridge import conf, envelope, received, topology
 from jetbridge.conf import Settings
-from jetbridge.consumer.execute import Job, Settled, Wait, execute
+from jetbridge.consumer.execute import Job, Settled, Settlement, Wait, execute
 from jetbridge.envelope import Position
 from jetbridge.errors import JetbridgeError
 from jetbridge.event import Delivery, Event
 from jetbridge.inbox import unit_of_work
-from jetbridge.inbox.unit_of_work import Duplicate, Failed, NotYet, Processed, Work
+from jetbridge.inbox.unit_of_work import Crashed, Duplicate, Failed, NotAlone, NotYet, Processed, Work
 from jetbridge.outbox import drafts
 from jetbridge.outbox.drafts import RESERVED_HEADERS
 from jetbridge.received import Received
@@ -156,14 +156,18 @@ def _run(message: Received, handler: Handler, settings: Settings, *, raises: boo
             return Outcome(handler=handler.name, result="duplicate")
         case NotYet(delay_s=delay_s):
             return Outcome(handler=handler.name, result="retry", delay_s=delay_s)
+        case NotAlone() | Crashed():
+            return Outcome(handler=handler.name, result="retry")
         case Failed(error=error):
             raise error
 
 
-def _recorded(settlement: Settled | Wait, name: str) -> Outcome:
+def _recorded(settlement: Settlement, name: str) -> Outcome:
     match settlement:
         case Wait(delay_s=delay_s):
             return Outcome(handler=name, result="retry", delay_s=delay_s)
+        case NotAlone():
+            return Outcome(handler=name, result="retry")
         case Settled(how="dead"):
             return Outcome(handler=name, result="dead")
         case Settled(how="duplicate"):

@@ -166,7 +166,7 @@ STATES: dict[str, type[models.TextChoices]] = {
     "InboxState": InboxState,
     "DeadLetterState": DeadLetterState,
 }
-UNUSED = {"InboxState": {"running", "skipped"}}
+UNUSED = {"InboxState": {"skipped"}}
 
 
 @pytest.mark.parametrize("name", STATES)
