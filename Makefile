@@ -48,7 +48,7 @@ demo: $(VENV)/.installed-demo ## Two services, real servers, crashes in the midd
 		$(if $(JSON),--json '$(JSON)') $(if $(DIR),--dir '$(DIR)')
 
 .PHONY: test
-test: venv ## All tests on real servers: first with SQLite, then with PostgreSQL (TESTS=... ARGS=...)
+test: venv ## All tests on real servers, with SQLite and with PostgreSQL side by side (TESTS=... ARGS=...)
 	@PYTHON_OF_TESTS=$(BIN)/python tools/test.sh '$(TESTS)' '$(NO_DATABASE)' $(ARGS)
 
 .PHONY: check
