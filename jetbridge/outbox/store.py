@@ -8,6 +8,7 @@ speed; everything else is the ORM. Functions return frozen records, so that noth
 from __future__ import annotations
 
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -15,7 +16,7 @@ from datetime import datetime
 from typing import Any, Final, TypeVar
 
 from django.conf import settings
-from django.db import connections, transaction
+from django.db import NotSupportedError, ProgrammingError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Count, QuerySet
 from django.db.models.functions import Length
@@ -26,7 +27,10 @@ from jetbridge.models.clock import WallClock
 from jetbridge.outbox.drafts import Draft
 from jetbridge.outbox.records import OutboxRecord, Settled
 
+logger = logging.getLogger("jetbridge.outbox")
+
 T = TypeVar("T")
+_unflushable: Final = set[str]()
 INSERT_ROWS: Final = 1_000
 CHUNK_ROWS: Final = 50
 COPY_ROWS: Final = 100
@@ -93,6 +97,18 @@ INSERT INTO jetbridge_outbox ({", ".join(_CONTENT)}, created_at)
 SELECT {", ".join(_CONTENT)}, created_at FROM moved ORDER BY due_at, scheduled_id"""
 
 
+# The position of the flush is read first: whatever the page shows was written before the second one.
+_IS_FLUSHED: Final = """\
+-- jetbridge: outbox.is_flushed
+SELECT pg_current_wal_flush_lsn() >= pg_current_wal_insert_lsn()"""
+
+# A commit that waits for the disk takes every earlier record along. It needs a record of its own to wait for.
+_FLUSH: Final = """\
+-- jetbridge: outbox.flush
+WITH wait AS MATERIALIZED (SELECT set_config('synchronous_commit', 'on', true))
+SELECT pg_logical_emit_message(true, 'jetbridge', '') FROM wait"""
+
+
 def insert(rows: Sequence[Draft], *, using: str) -> None:
     """Write rows that may go at once: one statement for few, COPY for many where the database has it."""
     connection = connections[using]
@@ -151,16 +167,46 @@ def page(buckets: Collection[int], *, limit: int, using: str) -> list[OutboxReco
     Ready rows of some buckets, by id within each: up to ``limit``, or fewer that fill ``PAGE_BYTES``.
 
     Ids follow insertion, not commit, so a smaller id may appear in a later call: callers must never
-    remember "the last id".
+    remember "the last id". What is returned is on the database's disk, or its crash would leave a ghost in
+    the stream.
     """
     connection = connections[using]
     if connection.vendor == "postgresql":
         per_bucket = max(32, 2 * limit // max(1, len(buckets)))
         with connection.cursor() as cursor:
             cursor.execute(_PAGE, [sorted(buckets), per_bucket, limit, PAGE_BYTES])
-            return [_record(row) for row in cursor.fetchall()]
+            found = [_record(row) for row in cursor.fetchall()]
+        if found:
+            _make_durable(connection)
+        return found
     ready = Outbox.objects.using(using).filter(state=OutboxState.READY, bucket__in=buckets)
     return _bounded(ready, limit)
+
+
+def _make_durable(connection: BaseDatabaseWrapper) -> None:
+    """
+    Wait until what this session has read is on disk: ``synchronous_commit=off`` shows rows before that.
+
+    Costs a round trip where everything is on disk, else a flush, which other sessions' commits share.
+    """
+    if connection.in_atomic_block:
+        return  # of a test: nothing of it is on disk
+    if connection.alias in _unflushable:
+        return
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(_IS_FLUSHED)
+            if not cursor.fetchone()[0]:
+                cursor.execute(_FLUSH)
+    except (NotSupportedError, ProgrammingError) as error:
+        # A hosted server without these functions must not stop the relay for the sake of a rare option.
+        _unflushable.add(connection.alias)
+        logger.warning(
+            "The database %s does not say what is on its disk (%s). Keep synchronous_commit on there: with it off, "
+            "a crash of the database may leave events in the stream whose transaction is lost.",
+            connection.alias,
+            str(error).strip(),
+        )
 
 
 def _bounded(rows: QuerySet[Outbox], limit: int) -> list[OutboxRecord]:
@@ -280,7 +326,10 @@ def parked_subjects(buckets: Collection[int], *, using: str) -> set[str]:
 def parked_page(subject: str, buckets: Collection[int], *, limit: int, using: str) -> list[OutboxRecord]:
     """The oldest parked rows of a subject, bounded like :func:`page`. They stay parked until they are settled."""
     rows = Outbox.objects.using(using).filter(state=OutboxState.PARKED, subject=subject, bucket__in=buckets)
-    return _bounded(rows, limit)
+    found = _bounded(rows, limit)
+    if found and connections[using].vendor == "postgresql":
+        _make_durable(connections[using])
+    return found
 
 
 def held_lanes(buckets: Collection[int], *, using: str) -> dict[tuple[str, str], int]:
