@@ -19,6 +19,12 @@ SEED ?= 1
 JSON ?=
 DIR ?=
 
+EVENTS ?= 50000
+FAULTS ?= 300
+CLUSTER ?= 1
+# Not the demo's default: what crashes and restarts is a server.
+CHAOS_DB = $(if $(filter command line environment,$(origin DB)),$(DB),postgres)
+
 MEASURE ?= relay
 BENCH_DB ?= postgres
 
@@ -50,6 +56,11 @@ demo: $(VENV)/.installed-demo ## Two services, real servers, crashes in the midd
 .PHONY: test
 test: venv ## All tests on real servers, with SQLite and with PostgreSQL side by side (TESTS=... ARGS=...)
 	@PYTHON_OF_TESTS=$(BIN)/python tools/test.sh '$(TESTS)' '$(NO_DATABASE)' $(ARGS)
+
+.PHONY: chaos
+chaos: venv ## Writers, relays and consumers under random faults, and a count (EVENTS FAULTS SEED DB CLUSTER=1|3 JSON)
+	@$(BIN)/python -m tests.chaos --events '$(EVENTS)' --faults '$(FAULTS)' --seed '$(SEED)' --db '$(CHAOS_DB)' \
+		--cluster '$(CLUSTER)' $(if $(JSON),--json '$(JSON)') $(if $(DIR),--dir '$(DIR)') $(ARGS)
 
 .PHONY: check
 check: venv ## Lint, format, types, import contracts, missing migrations

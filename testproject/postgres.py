@@ -100,6 +100,15 @@ class Postgres:
         return self._process.pid
 
     @property
+    def children(self) -> list[int]:
+        """
+        Process ids of the sessions and of the server's own helpers, at this moment; Linux only.
+
+        To freeze and to kill: the postmaster answers a killed one by ending all sessions and recovering.
+        """
+        return _children_of(self.pid)
+
+    @property
     def log(self) -> str:
         """Everything the server has said so far."""
         file = self.data_dir / "server.log"
