@@ -29,7 +29,7 @@ from jetbridge.jetstream.session import Session
 
 __all__ = ["Connection", "ConnectionOptions", "PermissionDenied", "options_for"]
 
-BACKOFF_S: Final = (0.1, 2.0)
+BACKOFF_S: Final = (0.1, 1.0)  # work resumes within two seconds of an outage's end
 STABLE_S: Final = 5.0
 SAID_S: Final = 5.0
 NO_RESPONDERS: Final = 503
@@ -43,7 +43,7 @@ class Connection:
         epoch: Grows with each successful connect; 0 before the first.
         last_error: The latest trouble for humans, without credentials; ``""`` while connected.
         denied: Why the user's permissions make work impossible, ``""`` if they do not. Tried again all the same,
-            every two seconds, because permissions can be repaired while we run.
+            every second, because permissions can be repaired while we run.
     """
 
     def __init__(self, options: ConnectionOptions) -> None:
@@ -328,7 +328,7 @@ class Connection:
 
 
 def backoff_s(failures: int) -> float:
-    """0.1 s doubling to 2 s, with jitter so that a fleet does not come back in step."""
+    """0.1 s doubling to 1 s, with jitter so that a fleet does not come back in step."""
     low, high = BACKOFF_S
     return min(high, low * 2.0 ** max(0, failures - 1)) * random.uniform(0.5, 1.0)
 

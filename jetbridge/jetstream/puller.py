@@ -26,7 +26,7 @@ from jetbridge.jetstream.session import Session
 
 __all__ = ["Incoming", "Puller"]
 
-BACKOFF_S: Final = (0.25, 2.0)
+BACKOFF_S: Final = (0.25, 1.0)
 PAUSE_S: Final = 0.1
 SILENCE_S: Final = 0.25
 PROBE_S: Final = 2.0

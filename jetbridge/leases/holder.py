@@ -18,6 +18,7 @@ from jetbridge.runtime.threads import Threads
 logger = logging.getLogger("jetbridge.leases")
 
 SAFE_SHARE = 2 / 3
+LOOK_S = 0.25
 
 
 class LeaseHolder:
@@ -71,7 +72,8 @@ class LeaseHolder:
         """Renew and acquire once; returns seconds until the next time."""
         if self._given_up():
             await self.release()
-            return self._ttl_s / 3
+            # A look costs no statement, and a third of the term later would be seconds after the broker is back.
+            return min(LOOK_S, self._ttl_s / 3)
         sent_at = self._clock()
         held = await self._threads.run(self._renew_and_acquire)
         self._changed(held)

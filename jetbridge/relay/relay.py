@@ -32,7 +32,7 @@ from jetbridge.runtime.threads import Threads
 logger = logging.getLogger("jetbridge.relay")
 
 LEASE_NAMES = tuple(f"relay/{number:02d}" for number in range(BUCKETS))
-OUTAGE_BACKOFF_S = (0.05, 2.0)
+OUTAGE_BACKOFF_S = (0.05, 1.0)  # an event goes within two seconds of an outage's end
 PROMOTE_EVERY_S = 0.1
 RELEASE_EVERY_S = 1.0
 RELEASE_SHARE = 0.05

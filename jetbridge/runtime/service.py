@@ -14,7 +14,7 @@ from jetbridge.retry import is_missing_table
 
 logger = logging.getLogger("jetbridge.runtime")
 
-BACKOFF_S = (0.1, 2.0)
+BACKOFF_S = (0.1, 1.0)  # work resumes within two seconds of an outage's end
 
 
 def backoff_s(failures: int) -> float:
@@ -27,7 +27,7 @@ class Loop:
     """
     Calls ``tick`` again and again; the tick returns how many seconds to sleep until the next.
 
-    An exception is logged and backs the loop off (0.1 to 2 s, with jitter); nothing ends it but
+    An exception is logged and backs the loop off (0.1 to 1 s, with jitter); nothing ends it but
     :meth:`stop`. ``beat_at`` is the monotonic time of the last completed tick.
     """
 
