@@ -25,6 +25,9 @@ CLUSTER ?= 1
 # Not the demo's default: what crashes and restarts is a server.
 CHAOS_DB = $(if $(filter command line environment,$(origin DB)),$(DB),postgres)
 
+OF ?= nats
+MINUTES ?= 10
+
 MEASURE ?= relay
 BENCH_DB ?= postgres
 
@@ -78,6 +81,11 @@ format: venv ## Sort imports and format the code
 .PHONY: bench
 bench: venv ## Measure on PostgreSQL with a real disk (MEASURE=relay|publish|publish-many|consume BENCH_DB ARGS)
 	@$(BIN)/python -m testproject.bench --db '$(BENCH_DB)' $(MEASURE) $(ARGS)
+
+.PHONY: outage
+outage: venv ## A server goes away for minutes under writers, then a verdict (OF=nats|postgres MINUTES DB JSON)
+	@$(BIN)/python -m tests.outage --of '$(OF)' --minutes '$(MINUTES)' \
+		--db '$(if $(filter postgres,$(OF)),postgres,$(DB))' $(if $(JSON),--json '$(JSON)')
 
 .PHONY: lane2
 lane2: ## The tests once more on Python 3.13 and Django 6.1, where such a Python is found
