@@ -14,6 +14,7 @@ import random
 import re
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Final
 
 from nats.errors import NoServersError
@@ -259,7 +260,9 @@ class Connection:
             if lost_early or session.is_lost:
                 raise BrokerUnreachable("; ".join(lost_early) or session.reason)
             self._begin_session(session)
+            take_back = self.denials.listen(partial(self._on_denial, session))
             reason = await session.wait_lost()
+            take_back()
             self._dialer.learn(client)
             if not self._closed:
                 self._note(BrokerUnreachable(f"Connection lost: {reason}"))
@@ -282,6 +285,15 @@ class Connection:
             self._session = None
         session.lose(self._explain(reason))
         self._tell()
+
+    def _on_denial(self, session: Session, denial: Denial) -> None:
+        """
+        The right to the reply inbox was taken away while we work: the server has removed the subscription.
+
+        It would not come back with the right, and a deaf relay sends each page again and again, stored each time.
+        """
+        if denial.is_subscription and denial.subject == session.reply_subject.lower():
+            self._end_session(session, "this user may not subscribe to its reply inbox any more")
 
     def _tell(self) -> None:
         self._changed.set()

@@ -125,4 +125,6 @@ class Dialer:
         denial = read_denial(str(error))
         if denial is not None:
             self._denials.tell(denial)
+            if denial.is_subscription and denial.subject.startswith(f"{self._options.inbox_prefix}.".lower()):
+                return  # each attempt has an inbox of its own, so this would be a new line each; verify() says it once
         self._note(error)

@@ -38,7 +38,12 @@ class Session:
         self._replies: dict[bytes, ReplyHandler] = {}
         self._counter = 0
         self._prefix_len = len(self.inbox) + 1
-        client.listen(f"{self.inbox}.>", self._on_reply)
+        client.listen(self.reply_subject, self._on_reply)
+
+    @property
+    def reply_subject(self) -> str:
+        """What the session subscribes to: all its replies."""
+        return f"{self.inbox}.>"
 
     @property
     def is_lost(self) -> bool:

@@ -23,8 +23,11 @@ authorization { users: [
 """
 
 
-def test_a_wrong_inbox_permission_is_found_before_anything_is_sent(make_nats_server):
-    """Otherwise every message is stored while its sender sees a time-out, and sends it again for ever."""
+def test_a_wrong_inbox_permission_is_found_before_anything_is_sent(make_nats_server, caplog):
+    """
+    Otherwise every message is stored while its sender sees a time-out, and sends it again for ever. Each attempt has
+    another inbox, and is no line of its own for that.
+    """
 
     async def scenario() -> None:
         server = make_nats_server(USERS % "_INBOX_other")
@@ -42,6 +45,9 @@ def test_a_wrong_inbox_permission_is_found_before_anything_is_sent(make_nats_ser
             results = await WindowPublisher(connection).publish([message("s.a")], deadline_s=1)
             assert [type(result).__name__ for result in results] == ["NotSent"]
             assert await stored(admin, "s") == 0
+            await aeventually(lambda: server.log.count("Subscription Violation") >= 3, timeout_s=10)
+            assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 0
+            assert caplog.text.count("Cannot work with these NATS permissions") == 1
 
             server.reload(USERS % "_INBOX_t_relay")
             await aeventually(lambda: connection.is_connected, timeout_s=10)
