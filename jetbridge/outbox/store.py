@@ -24,6 +24,7 @@ from django.utils import timezone
 
 from jetbridge.models import Archive, Outbox, OutboxState, Scheduled
 from jetbridge.models.clock import WallClock
+from jetbridge.outbox import store_fence
 from jetbridge.outbox.drafts import Draft
 from jetbridge.outbox.records import OutboxRecord, Settled
 
@@ -88,7 +89,7 @@ _PROMOTE: Final = f"""\
 -- jetbridge: outbox.promote
 WITH due AS (
     SELECT id FROM jetbridge_scheduled WHERE due_at <= (SELECT clock_timestamp())
-    ORDER BY due_at, id LIMIT %s FOR UPDATE SKIP LOCKED
+    AND {{fence}} ORDER BY due_at, id LIMIT %s FOR UPDATE SKIP LOCKED
 ), moved AS (
     DELETE FROM jetbridge_scheduled s USING due WHERE s.id = due.id
     RETURNING s.due_at, s.id AS scheduled_id, {", ".join(f"s.{column}" for column in _CONTENT)}, s.created_at
@@ -272,16 +273,24 @@ def _archived(row: Outbox, sent: Settled, stream_created_at: datetime | None) ->
     )
 
 
-def promote_due(*, limit: int, using: str) -> int:
-    """Move scheduled rows that are due to the outbox, in the order they were due; returns how many."""
+def promote_due(*, limit: int, owner: str | None = None, using: str) -> int:
+    """
+    Move scheduled rows that are due to the outbox, in the order they were due; returns how many.
+
+    Args:
+        owner: Moves nothing unless this process owns bucket 0: two that promote at once would mix the order.
+    """
+    if not _due(using).exists():
+        return 0  # an idle look takes no lock
     connection = connections[using]
     if connection.vendor == "postgresql":
+        fence, given = store_fence.condition(owner)
         with connection.cursor() as cursor:
-            cursor.execute(_PROMOTE, [limit])
+            cursor.execute(_PROMOTE.format(fence=fence), [*given, limit])
             return int(cursor.rowcount)
-    if not _due(using).exists():
-        return 0  # an idle look takes no write lock
     with transaction.atomic(using=using):
+        if owner is not None and 0 not in store_fence.locked(owner, using=using):
+            return 0
         rows = list(_due(using).order_by("due_at", "id")[:limit])
         Scheduled.objects.using(using).filter(id__in=[row.pk for row in rows]).delete()
         Outbox.objects.using(using).bulk_create(
@@ -301,14 +310,18 @@ def move(
     code: str = "",
     error: str = "",
     origin: OutboxState = OutboxState.READY,
+    owner: str | None = None,
     using: str,
 ) -> int:
-    """Set rows in state ``origin`` aside: parked, held or refused, with the reason. Returns how many moved."""
-    return (
-        Outbox.objects.using(using)
-        .filter(id__in=list(ids), state=origin)
-        .update(state=to, error_code=code[:32], error=error, state_at=WallClock())
-    )
+    """
+    Set rows in state ``origin`` aside: parked, held or refused, with the reason. Returns how many moved.
+
+    Args:
+        owner: Moves rows of those buckets only that this process still owns.
+    """
+    rows = Outbox.objects.using(using).filter(id__in=list(ids), state=origin)
+    with store_fence.fenced(rows, owner) as own:
+        return own.update(state=to, error_code=code[:32], error=error, state_at=WallClock())
 
 
 def blocked(state: OutboxState, buckets: Collection[int], *, using: str) -> set[tuple[str, str]]:
@@ -340,7 +353,12 @@ def held_lanes(buckets: Collection[int], *, using: str) -> dict[tuple[str, str],
 
 
 def release(
-    lanes: Iterable[tuple[str, str]], buckets: Collection[int], *, to_parked: bool = False, using: str
+    lanes: Iterable[tuple[str, str]],
+    buckets: Collection[int],
+    *,
+    to_parked: bool = False,
+    owner: str | None = None,
+    using: str,
 ) -> int:
     """
     Let the held rows of some (subject, key) pairs go on; returns how many.
@@ -348,6 +366,7 @@ def release(
     Args:
         to_parked: Their subject is parked: they join its queue, and so do ready rows of the pair, which may
             be older than what is parked of it.
+        owner: Releases rows of those buckets only that this process still owns.
     """
     keys = defaultdict[str, list[str]](list)
     for subject, key in lanes:
@@ -360,8 +379,8 @@ def release(
         for start in range(0, len(all_keys), RELEASE_KEYS):
             some = all_keys[start : start + RELEASE_KEYS]
             rows = Outbox.objects.using(using).filter(state__in=states, bucket__in=buckets)
-            rows = rows.filter(subject=subject, key__in=some)
-            moved += rows.update(state=to, error_code=code, error=error, state_at=WallClock())
+            with store_fence.fenced(rows.filter(subject=subject, key__in=some), owner) as own:
+                moved += own.update(state=to, error_code=code, error=error, state_at=WallClock())
     return moved
 
 
