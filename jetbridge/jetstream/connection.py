@@ -129,6 +129,11 @@ class Connection:
             return self.is_connected
         return self.is_connected
 
+    async def answers(self, timeout_s: float) -> bool:
+        """Whether the server answers a ping now. A line that was cut without a word looks alive for half a minute."""
+        session = self._session
+        return session is not None and await session.barrier(timeout_s)
+
     # --- talking ---------------------------------------------------------------------------------
 
     def send(

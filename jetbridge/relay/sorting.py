@@ -81,6 +81,7 @@ class Verdicts:
         followers: Rows of a refused row's key that must not overtake it.
         outage: Why some rows were not stored and are left as they are; ``""`` if none.
         ttl_disabled: The stream takes no ``Nats-TTL``: to be sent again without.
+        answered: Whether there was any answer at all.
     """
 
     stored: list[Settled] = field(default_factory=list)
@@ -89,6 +90,7 @@ class Verdicts:
     followers: list[OutboxRecord] = field(default_factory=list)
     outage: str = ""
     ttl_disabled: bool = False
+    answered: bool = False
 
 
 WRONG_STREAM = "wrong_stream"
@@ -102,7 +104,7 @@ def judge(
         stream: Where the rows belong; an answer from another stream parks the subject.
         hold_key: Whether followers of a refused row wait for it.
     """
-    verdicts = Verdicts()
+    verdicts = Verdicts(answered=any(isinstance(result, Stored | Refused) for result in results))
     anything_stored = any(isinstance(result, Stored) for result in results)
     refused_lanes: set[Lane] = set()
     parked_lanes: set[Lane] = set()
