@@ -14,7 +14,12 @@ FORGOTTEN_S = 3_600.0
 
 
 class Heartbeat:
-    """Tells the database every few seconds that this process lives, and what it is doing."""
+    """
+    Tells the database every few seconds that this process lives, and what it is doing.
+
+    Args:
+        every_s: How often at least; a third of the time for which others count on it.
+    """
 
     def __init__(
         self,
@@ -25,6 +30,7 @@ class Heartbeat:
         info: Callable[[], Mapping[str, object]],
         threads: Threads,
         using: str,
+        every_s: float = EVERY_S,
     ) -> None:
         self._worker_id = worker_id
         self._role = role
@@ -32,6 +38,7 @@ class Heartbeat:
         self._info = info
         self._threads = threads
         self._using = using
+        self._every_s = min(EVERY_S, every_s)
 
     async def tick(self) -> float:
         await self._threads.run(
@@ -44,7 +51,7 @@ class Heartbeat:
             info=self._info(),
             using=self._using,
         )
-        return EVERY_S
+        return self._every_s
 
     async def end(self) -> None:
         """Say goodbye."""

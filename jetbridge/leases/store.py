@@ -5,12 +5,24 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 from django.db import connections, transaction
 from django.db.models import F
 
 from jetbridge.models import Lease, Worker
 from jetbridge.models.clock import WallClock
+
+# One statement in autocommit: a process that is stopped in the middle holds no lock that others would skip for ever.
+_ACQUIRE: Final = """\
+-- jetbridge: leases.acquire
+WITH free AS MATERIALIZED (
+    SELECT name FROM jetbridge_lease WHERE name = ANY(%s) AND expires_at <= (SELECT clock_timestamp())
+    ORDER BY name LIMIT %s FOR UPDATE SKIP LOCKED
+)
+UPDATE jetbridge_lease l
+SET owner = %s, epoch = epoch + 1, expires_at = clock_timestamp() + make_interval(secs => %s::float8)
+FROM free WHERE l.name = free.name RETURNING l.name"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,12 +63,17 @@ def acquire(names: Collection[str], *, owner: str, ttl_s: float, limit: int, usi
     Take up to ``limit`` of the leases that have run out; returns the names taken.
 
     Rows are locked in one order, and locked ones are left to whoever holds them: two processes that
-    start together neither wait for each other nor deadlock.
+    start together neither wait for each other nor deadlock. A row that its owner's fenced statement is
+    locking (``outbox.store_fence``) is left to that owner.
     """
     connection = connections[using]
     expired = Lease.objects.using(using).filter(name__in=names, expires_at__lte=WallClock()).order_by("name")
     if not expired.exists():
         return set()  # an idle look takes no lock
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute(_ACQUIRE, [list(names), limit, owner, ttl_s])
+            return {name for (name,) in cursor.fetchall()}
     with transaction.atomic(using=using):
         locked = expired.select_for_update(skip_locked=connection.features.has_select_for_update_skip_locked)
         taken = set(locked.values_list("name", flat=True)[:limit])
@@ -79,6 +96,21 @@ def held(*, using: str) -> list[LeaseRecord]:
     """Leases that have an owner and have not run out."""
     rows = Lease.objects.using(using).filter(expires_at__gt=WallClock()).exclude(owner="").order_by("name")
     return [LeaseRecord(name=r.name, owner=r.owner, epoch=r.epoch, expires_at=r.expires_at) for r in rows]
+
+
+def members(role: str, *, using: str) -> set[str]:
+    """
+    The processes of a role that share its leases.
+
+    A process counts as long as it says itself with each beat (``counts_for_s``), by the database's clock: one
+    that died counts until its leases have run out, one that cannot work does not.
+    """
+    rows = Worker.objects.using(using).filter(role=role).annotate(now=WallClock())
+    return {
+        id_
+        for id_, beat_at, now, info in rows.values_list("id", "beat_at", "now", "info")
+        if (now - beat_at).total_seconds() < info.get("counts_for_s", 0.0)
+    }
 
 
 def beat(
