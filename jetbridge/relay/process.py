@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jetbridge
@@ -23,8 +24,25 @@ from jetbridge.runtime.supervisor import process_id
 from jetbridge.runtime.threads import Threads
 
 logger = logging.getLogger("jetbridge.relay")
+ROLE = "relay"
 FIRST_CONNECT_S = 10.0
 END_S = 5.0
+
+
+class Moved:
+    """
+    Whether a number has grown since the last question: what a loop does, seen from outside.
+
+    A loop that is stuck in the middle of a step cannot say so itself.
+    """
+
+    def __init__(self, number: Callable[[], int]) -> None:
+        self._number = number
+        self._seen = 0
+
+    def __call__(self) -> bool:
+        before, self._seen = self._seen, self._number()
+        return self._seen > before
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +99,8 @@ async def _run(
         ttl_s=settings.lease_s,
         threads=leases,
         using=using,
-        working=lambda: connection.is_connected,
+        working=Moved(lambda: relay.progress),
+        role=ROLE,
     )
     publisher = WindowPublisher(connection, window=settings.window)
     relay = Relay(
@@ -89,14 +108,26 @@ async def _run(
     )
     beat = Heartbeat(
         owner,
-        role="relay",
+        role=ROLE,
         version=jetbridge.__version__,
-        info=lambda: {"buckets": len(holder.held()), "published": relay.totals.published},
+        info=lambda: {
+            "buckets": len(holder.held()),
+            **holder.describe(),
+            "published": relay.totals.published,
+        },
         threads=leases,
         using=using,
+        every_s=settings.lease_s / 3,
     )
     work = Loop("relay", relay.tick)
-    upkeep = [Loop("relay leases", holder.tick), Loop("relay heartbeat", beat.tick)]
+    beating = Loop("relay heartbeat", beat.tick)
+    upkeep = [Loop("relay leases", holder.tick), beating]
+
+    def on_change() -> None:
+        beating.wake()  # the others look every second; they need not wait for the next beat
+        work.wake()
+
+    holder.on_change = on_change
     tasks = [asyncio.create_task(loop.run()) for loop in (work, *upkeep)]
     finished = await run_until(
         stop, Until(empty=relay.is_empty, timeout_s=timeout_s) if until_empty else None
