@@ -24,8 +24,13 @@ REASON_CRASHED: Final = "crashed"
 
 OUTAGE_DELAY_S: Final = 1.0
 TRANSIENT_DELAY_S: Final = 1.0
-_OUTAGE_SQLSTATES: Final = ("08", "53", "57P", "58", "25006", "40001", "40P01", "55P03", "55006")
-_OUTAGE_SQLITE: Final = ("locked", "busy", "disk i/o", "unable to open", "disk is full", "readonly")
+# The database is not there, has no room, or takes no writes: whoever asks, and whatever is asked.
+_AWAY_SQLSTATES: Final = ("08", "53", "57P", "58", "25006")
+# Another transaction was in the way. Waiting helps, and whose fault it is cannot be told: a count would
+# give up events for the length of somebody's migration.
+_CONTENTION_SQLSTATES: Final = ("40001", "40P01", "55P03", "55006")
+_AWAY_SQLITE: Final = frozenset({5, 6, 8, 10, 13, 14})  # BUSY, LOCKED, READONLY, IOERR, FULL, CANTOPEN
+_AWAY_SQLITE_TEXTS: Final = ("locked", "busy", "disk i/o", "unable to open", "disk is full", "readonly")
 _OUTAGE_MYSQL: Final = frozenset({1040, 1205, 1213, 1290, 2002, 2003, 2006, 2013, 2055})
 
 
@@ -103,25 +108,44 @@ def decide(error: BaseException, attempt: int, policy: RetryPolicy, rng: random.
 
 def is_outage(error: BaseException) -> bool:
     """
-    Whether a database error is the database's state and not the handler's fault.
-
-    By SQLSTATE where there is one (connection 08, resources 53, shutdown 57P, system 58, read-only,
-    serialization, deadlock, lock not available). SQLite says "no such table" and "database is locked"
-    with the same class, so there the text decides.
+    Whether an error is the database's state and not the handler's fault: :func:`is_away`, or another
+    transaction was in the way (serialization, deadlock, lock not available).
     """
-    if isinstance(error, InterfaceError):
+    if is_away(error):
         return True
-    if not isinstance(error, DatabaseError):
-        return False
-    sqlstates = [state for state in map(_sqlstate, _causes(error)) if state]
-    if sqlstates:
-        return any(state.startswith(_OUTAGE_SQLSTATES) for state in sqlstates)
+    states = map(_sqlstate, _causes(error)) if isinstance(error, DatabaseError) else ()
+    return any(state.startswith(_CONTENTION_SQLSTATES) for state in states)
+
+
+def is_away(error: BaseException) -> bool:
+    """
+    Whether the database is unreachable, without room or read-only, so that every other statement would fail, too.
+
+    Also under an error of the handler's own: ``except DatabaseError as e: raise MyError from e`` is good style.
+    """
+    return any(_is_away(link) for link in _chain(error) if isinstance(link, (DatabaseError, InterfaceError)))
+
+
+def _is_away(error: BaseException) -> bool:
+    """
+    By SQLSTATE or SQLite's code where there is one. Only where there is none the text decides:
+    "no such table: locked_accounts" would be waited for, for ever.
+    """
+    cause = error.__cause__
+    if cause is not None and _sqlstate(cause):
+        return _sqlstate(cause).startswith(_AWAY_SQLSTATES)
+    code = getattr(cause, "sqlite_errorcode", None)
+    if isinstance(code, int):
+        return code & 0xFF in _AWAY_SQLITE
+    said = str(error).lower()
+    if isinstance(error, InterfaceError):
+        # A closed cursor and a value that cannot be bound are the handler's making.
+        return not any(word in said for word in ("cursor", "binding", "parameter"))
     if not isinstance(error, OperationalError):
         return False
     if error.args and isinstance(error.args[0], int):
         return error.args[0] in _OUTAGE_MYSQL
-    text = str(error).lower()
-    return any(word in text for word in _OUTAGE_SQLITE) or _lost_without_sqlstate(error)
+    return any(word in said for word in _AWAY_SQLITE_TEXTS) or _lost_without_sqlstate(error)
 
 
 def is_too_slow(error: BaseException) -> bool:
@@ -138,6 +162,16 @@ def is_missing_table(error: BaseException) -> bool:
 def _lost_without_sqlstate(error: BaseException) -> bool:
     """psycopg reports a refused or broken connection as OperationalError with no SQLSTATE."""
     return any(type(cause).__module__.startswith("psycopg") for cause in _causes(error))
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and what led to it: its cause, or else what was being handled when it was raised."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -136,6 +136,77 @@ def test_database_errors_of_the_handlers_own_making_spend_attempts(error):
     assert decide(error, 3) == GiveUp(reason="max_deliver_exceeded")
 
 
+def from_sqlite(name: str, text: str = "x") -> Exception:
+    """A Django error as its SQLite backend makes it: the code is at its cause."""
+    cause = sqlite3.OperationalError(text)
+    cause.sqlite_errorcode = getattr(sqlite3, f"SQLITE_{name}")
+    error = OperationalError(text)
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize("name", ["BUSY", "LOCKED", "READONLY", "IOERR", "FULL", "CANTOPEN", "BUSY_SNAPSHOT"])
+def test_sqlites_codes_of_an_outage(name):
+    """Extended codes, too, and whatever the text says."""
+    assert retry.is_outage(from_sqlite(name))
+
+
+def test_a_word_in_the_name_of_a_table_is_no_outage():
+    """Red if the text decides where there is a code: a missing column ``readonly`` was waited for, for ever."""
+    assert not retry.is_outage(from_sqlite("ERROR", "no such table: locked_accounts"))
+    assert not retry.is_outage(from_sqlite("ERROR", "no such column: readonly"))
+
+
+@pytest.mark.parametrize(
+    "text", ["the cursor is closed", "Error binding parameter 0 - probably unsupported type"]
+)
+def test_a_misused_driver_is_the_handlers_fault(text):
+    """The class is that of a lost connection; red if it alone decides."""
+    assert not retry.is_outage(InterfaceError(text))
+    assert retry.is_outage(InterfaceError("connection already closed"))
+
+
+def wrapped(error: Exception, *, explicit: bool) -> Exception:
+    try:
+        try:
+            raise error
+        except Exception as cause:
+            raise RuntimeError("could not") from (cause if explicit else cause.__context__)
+    except RuntimeError as outer:
+        if not explicit:
+            outer.__suppress_context__ = False
+        return outer
+
+
+@pytest.mark.parametrize("explicit", [True, False])
+def test_an_outage_under_an_error_of_the_handlers_own_is_one(explicit):
+    """Red if only the outermost error is asked: a full disk would use up the attempts."""
+    for state in ("53100", "25006", "57P01", "08006"):
+        assert retry.is_outage(wrapped(with_sqlstate(OperationalError, state), explicit=explicit))
+    assert retry.is_outage(wrapped(from_sqlite("FULL"), explicit=explicit))
+
+
+def test_what_a_handler_makes_of_contention_is_its_own_word():
+    """``except OperationalError: raise OutOfStock``: it has asked for the lock and knows what a refusal means."""
+    assert not retry.is_outage(wrapped(with_sqlstate(OperationalError, "55P03"), explicit=True))
+    assert not retry.is_outage(wrapped(ValueError("x"), explicit=True))
+
+
+def test_errors_that_lead_to_one_another_are_looked_at_once():
+    """A chain may be a ring."""
+    first, second = ValueError(), KeyError()
+    first.__cause__, second.__cause__ = second, first
+    assert not retry.is_outage(first)
+
+
+@pytest.mark.parametrize("state", ["40001", "40P01", "55P03"])
+def test_contention_is_an_outage_of_nobody(state):
+    """Nothing is spent for it, and no other event waits for its end."""
+    error = with_sqlstate(OperationalError, state)
+    assert retry.is_outage(error)
+    assert not retry.is_away(error)
+
+
 def test_an_outage_is_an_outage_even_if_its_class_is_called_permanent():
     """``permanent=(Exception,)`` on a handler must not dead-letter what a restart of the database breaks."""
     policy = RetryPolicy(max_attempts=3, backoff=(1.0,), permanent=(Exception,))
