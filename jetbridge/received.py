@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from jetbridge import envelope, text, topology
 from jetbridge.envelope import Position
 from jetbridge.errors import MalformedMessage
 from jetbridge.event import Delivery, Event
 
+MAX_SEQUENCE: Final = 2**63 - 1
+MAX_SOURCE_CHARS: Final = 64
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Received:
     """
-    One message. ``event`` is ``None`` where the body is malformed, and ``fault`` then says why;
-    ``event_id``, ``event_type`` and ``key`` are always storable.
+    One message. ``event`` is ``None`` where the body is malformed, and ``fault`` then says why.
+    Everything but ``headers`` and ``body`` fits into its column.
     """
 
     source: str
@@ -75,14 +79,17 @@ def read(body: bytes, headers: Mapping[str, str], position: Position, *, app: st
         event = envelope.decode(body, headers, position, app=app)
     except MalformedMessage as error:
         fault = str(error)
+    event_id = str(event.event_id) if event else _id_of_malformed(body, headers, position, app)
     return Received(
-        source=topology.source_of(position.subject),
-        subject=position.subject,
-        stream=position.stream,
-        sequence=position.sequence,
+        # Cut to their columns: a durable that somebody else made may deliver any subject, and a stream
+        # may begin at a sequence that no bigint holds. Neither may make the dead letter fail.
+        source=text.storable_key(topology.source_of(position.subject), MAX_SOURCE_CHARS),
+        subject=text.storable_key(position.subject),
+        stream=text.storable_key(position.stream),
+        sequence=min(position.sequence, MAX_SEQUENCE),
         headers=headers,
         body=body,
-        event_id=str(event.event_id) if event else _id_of_malformed(body, headers, position, app),
+        event_id=text.storable_key(event_id),
         event_type=event.type if event else "",
         key=text.storable_key(str(event.key or "")) if event else "",
         event=event,

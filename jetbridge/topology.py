@@ -70,8 +70,14 @@ def durable_name(app: str, partition: int | None = None) -> str:
 
 
 def durable_of(subject_: str) -> str:
-    """The durable that delivers a subject, the reverse of :func:`filter_subject`."""
-    _source, _sync, app, *number = subject_.split(".")
+    """
+    The durable that delivers a subject, the reverse of :func:`filter_subject`; ``""`` where none of ours would.
+
+    A durable that somebody else made may deliver anything.
+    """
+    _source, _sync, app, *number = [*subject_.split("."), "", ""]
+    if not app:
+        return ""
     return durable_name(app, int(number[0]) if number and number[0].isdigit() else None)
 
 

@@ -30,6 +30,7 @@ logger = logging.getLogger("jetbridge.consumer")
 _jitter: Final = random.Random()
 LOST_RACE_DELAY_S: Final = 0.2
 
+MAX_TOLD_CHARS: Final = 1_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settled:
@@ -169,7 +170,7 @@ def _say_failed(job: Job, failed: Failed, delay_s: float, *, spends: bool) -> No
         failed.attempt,
         _told(failed.error),
         delay_s,
-        exc_info=failed.error if spends else None,
+        exc_info=_shown(failed.error) if spends else None,
     )
 
 
@@ -178,7 +179,13 @@ def _named(received: Received) -> str:
 
 
 def _told(error: BaseException) -> str:
-    return f"{type(error).__name__}: {text.of_error(error)}"
+    said = text.storable(text.of_error(error).strip(), MAX_TOLD_CHARS)
+    return f"{text.class_of(error).rpartition('.')[2]}: {said}"
+
+
+def _shown(error: BaseException) -> BaseException | None:
+    """``error`` for the log, if there is a traceback that can be made: not every logging handler survives others."""
+    return error if text.has_traceback(error) else None
 
 
 def _outage(error: BaseException, using: str) -> bool:
@@ -232,7 +239,7 @@ def _give_up(
         reason,
         _told(error),
         buried,
-        exc_info=error if error.__traceback__ is not None else None,
+        exc_info=_shown(error),
     )
     return Settled(how="dead")
 

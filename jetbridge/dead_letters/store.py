@@ -8,10 +8,9 @@ bytes, and a notice too large to send is born refused.
 from __future__ import annotations
 
 import hashlib
-import traceback
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from datetime import datetime
+from datetime import MAXYEAR, MINYEAR, datetime
 from typing import Any, Final
 
 from django.conf import settings as django_settings
@@ -90,12 +89,11 @@ class Selection:
 
 def failure(error: BaseException, *, reason: str, attempts: int) -> Failure:
     """An exception as it is stored."""
-    lines = traceback.format_exception(error)
     return Failure(
         reason=reason,
-        error_class=text.storable(type(error).__qualname__, 255),
-        error=text.storable(text.of_error(error), 10_000),
-        traceback=text.storable("".join(lines), 50_000),
+        error_class=text.storable(text.class_of(error), text.MAX_NAME_CHARS),
+        error=text.storable(text.of_error(error), text.MAX_ERROR_CHARS),
+        traceback=text.traceback_of(error, 50_000),
         attempts=attempts,
     )
 
@@ -191,14 +189,14 @@ def _write(received: Received, handler: str, facts: Failure, using: str) -> tupl
 
 
 def _stored(instant: datetime) -> datetime | None:
-    """``None`` for the year 1 in a zone west of UTC, which no naive datetime can hold: burying must not fail."""
-    try:
-        return _local(instant)
-    except (OverflowError, ValueError):
+    """
+    ``None`` at both ends of the calendar, where an instant does not exist in every time zone.
+
+    Go's zero time, the first of January of the year 1, has no local time west of UTC: burying must not fail,
+    and neither must reading the row.
+    """
+    if not MINYEAR < instant.year < MAXYEAR:
         return None
-
-
-def _local(instant: datetime) -> datetime:
     return instant if django_settings.USE_TZ else timezone.make_naive(instant)
 
 
@@ -250,7 +248,7 @@ def _selected(
     selection: Selection, states: Collection[DeadLetterState] | None, using: str
 ) -> QuerySet[DeadLetter]:
     rows = DeadLetter.objects.using(using)
-    if selection.is_empty:
+    if selection.is_empty or (selection.since is not None and selection.since.year == MAXYEAR):
         return rows.none()
     wanted: dict[str, object] = {
         "handler": selection.handler,

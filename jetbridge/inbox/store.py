@@ -338,6 +338,6 @@ def _insert(received: Received, handler: str, state: InboxState, using: str, **v
 
 def _error(error: BaseException) -> dict[str, object]:
     return {
-        "error_class": text.storable(type(error).__qualname__, 255),
-        "error": text.storable(text.of_error(error), 10_000),
+        "error_class": text.storable(text.class_of(error), text.MAX_NAME_CHARS),
+        "error": text.storable(text.of_error(error), text.MAX_ERROR_CHARS),
     }

@@ -64,3 +64,68 @@ def test_an_error_that_has_no_text_has_one():
 
     assert "RuntimeError" in text.of_error(Broken())
     assert text.of_error(ValueError("why")) == "why"
+
+
+class Hostile(Exception):
+    """An error of which nothing can be had."""
+
+    def __str__(self) -> str:
+        raise SystemExit("not even my text")
+
+    @property
+    def __traceback__(self):  # type: ignore[override]
+        raise KeyboardInterrupt
+
+
+class Liar(str):
+    """A text that is no text."""
+
+    def __len__(self) -> int:
+        raise RuntimeError
+
+    def __getitem__(self, index):
+        return 7
+
+
+class Lying(Exception):
+    def __str__(self) -> str:
+        return Liar("what is")
+
+
+class Nameless(type):
+    def __getattribute__(cls, name):
+        if name == "__qualname__":
+            raise MemoryError
+        return super().__getattribute__(name)
+
+
+def test_nothing_an_error_does_when_it_is_asked_goes_further():
+    """Red if only ``Exception`` is caught: a dead letter would fail, and its handler run again for ever."""
+    assert "SystemExit" in text.of_error(Hostile())
+    assert "KeyboardInterrupt" in text.traceback_of(Hostile(), 1_000)
+    assert "MemoryError" in text.class_of(Nameless("X", (Exception,), {})())
+    assert not text.has_traceback(Hostile())
+    said = text.of_error(Lying())
+    assert (type(said), said) == (str, "what is")
+
+
+def test_the_end_of_a_long_traceback_is_kept():
+    """That is where the fault is named."""
+    try:
+        raise ValueError("x" * 10_000 + "the reason")
+    except ValueError as error:
+        shown = text.traceback_of(error, 1_000)
+
+    assert len(shown) <= 1_000
+    assert shown.startswith("Traceback")
+    assert "the reason" in shown
+    assert "characters are left out" in shown
+
+
+def test_groups_of_groups_are_no_obstacle():
+    """Deeper than the interpreter can go down."""
+    error: Exception = ValueError("the innermost")
+    for _ in range(3_000):
+        error = ExceptionGroup("g", [error])
+
+    assert text.traceback_of(error, 1_000)

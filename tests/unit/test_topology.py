@@ -28,10 +28,16 @@ def test_the_source_is_the_first_token():
 
 @pytest.mark.parametrize(
     ("subject", "durable"),
-    [("orders.sync.billing", "billing-workers"), ("orders.sync.billing.11", "billing-workers-11")],
+    [
+        ("orders.sync.billing", "billing-workers"),
+        ("orders.sync.billing.11", "billing-workers-11"),
+        ("orders", ""),
+        ("orders.else", ""),
+        ("orders.sync.billing.more.tokens", "billing-workers"),
+    ],
 )
 def test_the_durable_of_a_subject(subject, durable):
-    """The reverse of the filter."""
+    """The reverse of the filter; a durable of somebody else may deliver other subjects, and none is an error."""
     assert topology.durable_of(subject) == durable
 
 
