@@ -9,7 +9,7 @@ import pytest
 from django.db import DatabaseError, connection, connections, transaction
 
 from jetbridge.models import Lease
-from jetbridge.runtime.sessions import HARDENED, harden_connections, limit_idle_transactions
+from jetbridge.runtime.sessions import HARDENED, harden_connections, idle_limit_s, limit_idle_transactions
 from tests.waiting import eventually
 
 pytestmark = [pytest.mark.postgres, pytest.mark.django_db(transaction=True, databases=["default", "other"])]
@@ -51,6 +51,28 @@ def limited():
 def test_new_sessions_of_the_alias_have_the_limit_and_no_others(limited):
     assert in_a_thread(lambda: setting("idle_in_transaction_session_timeout")) == "500ms"
     assert in_a_thread(lambda: setting("idle_in_transaction_session_timeout", "other")) == "0"
+
+
+def test_the_server_asks_a_dead_machine_too(limited):
+    """
+    Read back from the socket at the server's end: what frees the rows of a copy that was powered off, which
+    otherwise takes the two hours of the operating system. Red with the client's options alone.
+    """
+
+    def there() -> list[str]:
+        names = ("idle", "interval", "count")
+        return [setting(f"tcp_keepalives_{name}") for name in names] + [
+            setting("tcp_user_timeout"),
+            setting("client_connection_check_interval"),
+        ]
+
+    assert in_a_thread(there) == ["10", "5", "3", "30000", "10s"]
+
+
+@pytest.mark.parametrize(("timeout_s", "limit_s"), [(60, 90), (5, 7.5), (0.5, 1.5), (3600, 3630)])
+def test_the_limit_of_a_handler_follows_its_time_out(timeout_s, limit_s):
+    """Half of it more, from one to thirty seconds: a key can be had back as soon as one likes."""
+    assert idle_limit_s(timeout_s) == limit_s
 
 
 def test_an_idle_transaction_frees_what_it_holds(limited):
