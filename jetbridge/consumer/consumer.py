@@ -16,12 +16,13 @@ from dataclasses import dataclass
 
 from django.db import DatabaseError, InterfaceError
 
-from jetbridge import signals
+from jetbridge import retry, signals
 from jetbridge.conf import Settings
 from jetbridge.consumer import routing
 from jetbridge.consumer.delivery import Held, Item
-from jetbridge.consumer.execute import Settled, Settlement, Wait, execute
+from jetbridge.consumer.execute import ABANDONED, Settled, Settlement, Wait, execute
 from jetbridge.consumer.lanes import Lanes
+from jetbridge.consumer.outages import Outages
 from jetbridge.consumer.slots import Slots
 from jetbridge.deferred import store as deferred
 from jetbridge.inbox import store as inbox
@@ -82,7 +83,9 @@ class Consumer:
         self._draining = asyncio.Event()
         self._running: set[Item] = set()
         self._in_hand: Counter[str] = Counter()
+        self._outages = Outages()
         self.on_room: Callable[[str], None] = lambda feed: None
+        self.is_ours: Callable[[Held], bool] = lambda message: True
 
     # --- taking in -------------------------------------------------------------------------------
 
@@ -145,6 +148,7 @@ class Consumer:
 
     async def _attempts(self, item: Item) -> Settled | None:
         while True:
+            await self._others_ask(item)
             async with self._slots.taken(alone=item.alone):
                 if self._draining.is_set():
                     return None
@@ -153,13 +157,14 @@ class Consumer:
                     settlement = await self._attempt(item)
                 finally:
                     self._running.discard(item)
+            is_news = self._learn(item, settlement)
             if isinstance(settlement, Settled):
                 return settlement
             if isinstance(settlement, NotAlone):
                 item.alone = True
                 continue
             logger.log(
-                logging.DEBUG if settlement.said else logging.INFO,
+                logging.INFO if is_news else logging.DEBUG,
                 "%s %s/%s waits %.1f s: %s",
                 item.job.handler_name,
                 item.job.received.source,
@@ -168,26 +173,59 @@ class Consumer:
                 settlement.why,
             )
             if await self._drained_within(settlement.delay_s):
+                self._outages.leave(item)
                 return None
+
+    async def _others_ask(self, item: Item) -> None:
+        """While the database is away one attempt asks for it; the others wait until it has got an answer."""
+        while not self._draining.is_set() and (over := self._outages.over(item, item.job.using)):
+            await over.wait()
+
+    def _learn(self, item: Item, settlement: Settlement) -> bool:
+        """What a settlement tells of the database; whether it is worth a line of the log beside that."""
+        if isinstance(settlement, Wait) and settlement.away:
+            self._outages.met(item, item.job.using, settlement.why)
+            return False
+        if settlement == ABANDONED:
+            self._outages.leave(item)
+        elif not isinstance(settlement, Wait) or settlement.heard:
+            self._outages.answered(item.job.using)
+        item.waits = item.waits + 1 if isinstance(settlement, Wait) and not settlement.said else 0
+        return item.waits in (1, 10, 100) or (item.waits > 0 and item.waits % 1000 == 0)
 
     async def _attempt(self, item: Item) -> Settlement:
         job = item.job
         try:
-            if item.message.abandoned:
+            if not self._keeps(item.message):
                 if (
                     item.began and job.suspect
                 ):  # or the new owner takes us for dead, and holds it against the event
                     await self._threads.run(
                         inbox.take_back, job.received, job.handler_name, owner=self._owner, using=job.using
                     )
-                return Settled(how="abandoned")
+                return ABANDONED
             item.began = True
-            return await self._threads.run(execute, job, self._settings, owner=self._owner, alone=item.alone)
+            return await self._threads.run(
+                execute,
+                job,
+                self._settings,
+                owner=self._owner,
+                alone=item.alone,
+                is_ours=lambda: self._keeps(item.message),
+            )
         except (DatabaseError, InterfaceError) as error:
-            return Wait(delay_s=OUTAGE_DELAY_S, why=f"the database does not answer: {str(error).strip()}")
+            return Wait(delay_s=OUTAGE_DELAY_S, why=str(error).strip(), away=retry.is_away(error))
         except Exception as error:  # a fault of ours must not lose the lane
             logger.exception("An attempt could not be recorded; trying again.")
             return Wait(delay_s=OUTAGE_DELAY_S, why=repr(error))
+
+    def _keeps(self, message: Held) -> bool:
+        """
+        Whether a message is still ours. Asked of the lease itself: a process that was stopped for a while goes
+        on before its loops have noticed what it has lost.
+        """
+        message.abandoned = message.abandoned or not self.is_ours(message)
+        return not message.abandoned
 
     async def _drained_within(self, delay_s: float) -> bool:
         """Wait for a retry; ``True`` as soon as draining begins."""
@@ -297,6 +335,7 @@ class Consumer:
             Attempts that were still running when the time was up. Their messages come back after ``ack_wait``.
         """
         self._draining.set()
+        self._outages.leave()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout_s)
         kept = self._kept()

@@ -40,12 +40,14 @@ class Item:
     Attributes:
         began: It has been attempted.
         alone: A process died of it: it runs while nothing else does.
+        waits: How often in a row it had to, through no failure of its own.
     """
 
     job: Job
     message: Held
     began: bool = False
     alone: bool = False
+    waits: int = 0
 
     def lane(self) -> Hashable:
         """

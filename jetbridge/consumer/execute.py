@@ -21,6 +21,7 @@ from jetbridge.dead_letters import store as dead_letters
 from jetbridge.errors import JetbridgeError, MalformedMessage
 from jetbridge.inbox import store as inbox
 from jetbridge.inbox import unit_of_work
+from jetbridge.inbox.rows import Overtaken, Seen
 from jetbridge.inbox.unit_of_work import Crashed, Duplicate, Failed, NotAlone, NotYet, Processed, Work
 from jetbridge.received import Received
 from jetbridge.registry import Handler
@@ -29,23 +30,35 @@ from jetbridge.retry import Again, GiveUp
 logger = logging.getLogger("jetbridge.consumer")
 _jitter: Final = random.Random()
 LOST_RACE_DELAY_S: Final = 0.2
-
 MAX_TOLD_CHARS: Final = 1_000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settled:
-    """Nothing more to do: ``how`` is ``handled``, ``duplicate`` or ``dead``."""
+    """Nothing more to do: ``how`` is ``handled``, ``duplicate``, ``dead`` or ``abandoned``."""
 
     how: str
 
 
+ABANDONED: Final = Settled(how="abandoned")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wait:
-    """Try again after ``delay_s``; until then nothing of its lane runs. ``said``: the log knows of it already."""
+    """
+    Try again after ``delay_s``; until then nothing of its lane runs.
+
+    Attributes:
+        said: The log knows of it already.
+        away: The database is, and nothing else would get further.
+        heard: The database has answered since the attempt ended.
+    """
 
     delay_s: float
     why: str
     said: bool = False
+    away: bool = False
+    heard: bool = True
 
 
 Settlement: TypeAlias = Settled | Wait | NotAlone
@@ -79,13 +92,22 @@ class Job:
     suspect: bool = False
 
 
-def execute(job: Job, settings: Settings, *, owner: str = "", alone: bool = True) -> Settlement:
+def execute(
+    job: Job,
+    settings: Settings,
+    *,
+    owner: str = "",
+    alone: bool = True,
+    is_ours: Callable[[], bool] = lambda: True,
+) -> Settlement:
     """
     Attempt a job once and record the outcome.
 
     Args:
         owner: Name of this process.
         alone: Nothing else runs in it; ``NotAlone`` is the answer if that is needed.
+        is_ours: Whether the message still belongs to this process. Asked before a failure is recorded: what
+            another has by now is not for us to give up.
 
     Raises:
         DatabaseError, InterfaceError: The outcome could not be recorded. Nothing is settled then, and
@@ -111,9 +133,11 @@ def execute(job: Job, settings: Settings, *, owner: str = "", alone: bool = True
         case NotYet(delay_s=delay_s):
             return Wait(delay_s=delay_s, why="its next attempt is not due")
         case Failed() as failed:
-            return _failed(job, job.handler, failed, owner, settings)
+            return _failed(job, job.handler, failed, owner, settings, is_ours)
         case NotAlone() as not_alone:
             return not_alone
+        case Crashed() if not is_ours():
+            return ABANDONED
         case Crashed() as crashed:
             return _crashed(job, crashed, settings)
 
@@ -126,20 +150,42 @@ def _also(job: Job) -> Callable[[], None] | None:
     )
 
 
-def _failed(job: Job, handler: Handler, failed: Failed, owner: str, settings: Settings) -> Settlement:
+def _abandoned(job: Job, failed: Failed, owner: str) -> Settled:
+    """Its new owner tries it, with as many attempts as there were."""
+    logger.info(
+        "%s failed on %s (%s), which is another's by now: not recorded.",
+        job.handler_name,
+        _named(job.received),
+        _told(failed.error),
+    )
+    if failed.is_recorded:
+        _take_back(job, owner)
+    return ABANDONED
+
+
+def _failed(
+    job: Job,
+    handler: Handler,
+    failed: Failed,
+    owner: str,
+    settings: Settings,
+    is_ours: Callable[[], bool],
+) -> Settlement:
     error = failed.error
-    if failed.session_lost:
+    verdict = retry.decide(error, failed.attempt, handler.policy(settings), _jitter)
+    outage = isinstance(verdict, Again) and not verdict.spends and _outage(error, job.using)
+    if failed.session_lost or outage:
         if failed.is_recorded:
             _take_back(job, owner)
-        return Wait(delay_s=retry.OUTAGE_DELAY_S, why=f"the database ended the session ({_told(error)})")
-    match retry.decide(error, failed.attempt, handler.policy(settings), _jitter):
+        return _outlast(failed)
+    if not is_ours():
+        return _abandoned(job, failed, owner)
+    match verdict:
         case GiveUp(reason=reason):
-            return _give_up(job, error, reason, failed.attempt, settings, is_started=failed.is_recorded)
+            return _give_up(
+                job, error, reason, failed.attempt, settings, is_started=failed.is_recorded, seen=failed.seen
+            )
         case Again(delay_s=delay_s, spends=spends):
-            if not spends and _outage(error, job.using):
-                if failed.is_recorded:
-                    _take_back(job, owner)
-                return Wait(delay_s=delay_s, why=_told(error))
             recorded = inbox.record_failure(
                 job.received,
                 job.handler_name,
@@ -148,6 +194,7 @@ def _failed(job: Job, handler: Handler, failed: Failed, owner: str, settings: Se
                 delay_s=delay_s,
                 error=error,
                 started_by=owner if failed.is_recorded else None,
+                generation=failed.seen.generation if failed.seen is not None else 0,
                 using=job.using,
             )
             if recorded:
@@ -158,6 +205,16 @@ def _failed(job: Job, handler: Handler, failed: Failed, owner: str, settings: Se
                 why=_told(error),
                 said=recorded,
             )
+
+
+def _outlast(failed: Failed) -> Wait:
+    """Nothing to record, and nowhere to record it."""
+    why = _told(failed.error)
+    if failed.session_lost:
+        return Wait(delay_s=retry.OUTAGE_DELAY_S, why=f"the database ended the session ({why})", heard=False)
+    # Only an error before the handler is the whole database's; the handler may speak with another.
+    away = failed.seen is None and retry.is_away(failed.error)
+    return Wait(delay_s=retry.OUTAGE_DELAY_S, why=why, away=away, heard=not away)
 
 
 def _say_failed(job: Job, failed: Failed, delay_s: float, *, spends: bool) -> None:
@@ -218,17 +275,22 @@ def _give_up(
     settings: Settings,
     *,
     is_started: bool = False,
+    seen: Seen | None = None,
 ) -> Settlement:
-    buried = dead_letters.bury(
-        job.received,
-        job.handler_name,
-        error,
-        reason=reason,
-        attempt=attempt,
-        is_started=is_started,
-        settings=settings,
-        using=job.using,
-    )
+    try:
+        buried = dead_letters.bury(
+            job.received,
+            job.handler_name,
+            error,
+            reason=reason,
+            attempt=attempt,
+            is_started=is_started,
+            seen=seen,
+            settings=settings,
+            using=job.using,
+        )
+    except Overtaken:
+        return Wait(delay_s=LOST_RACE_DELAY_S, why="another copy has moved on")
     if buried is None:
         return Settled(how="duplicate")
     logger.error(

@@ -11,8 +11,10 @@ from functools import partial
 from django.db import DatabaseError, InterfaceError, connections
 
 import jetbridge
+from jetbridge import topology
 from jetbridge.conf import Settings
 from jetbridge.consumer.consumer import Consumer, Totals
+from jetbridge.consumer.delivery import Held
 from jetbridge.consumer.feed import Feed, durables
 from jetbridge.deferred import store as deferred
 from jetbridge.errors import BrokerUnreachable
@@ -25,14 +27,13 @@ from jetbridge.leases.holder import LeaseHolder
 from jetbridge.registry import registry
 from jetbridge.runtime.process import Until, quietly, run_until
 from jetbridge.runtime.service import Loop
-from jetbridge.runtime.sessions import limit_idle_transactions
+from jetbridge.runtime.sessions import idle_limit_s, limit_idle_transactions
 from jetbridge.runtime.supervisor import process_id
 from jetbridge.runtime.threads import Threads
 
 logger = logging.getLogger("jetbridge.consumer")
 FIRST_CONNECT_S = 10.0
 END_S = 5.0
-IDLE_MARGIN_S = 30.0
 GIVE_BACK_EVERY_S = 0.05
 
 
@@ -93,7 +94,7 @@ class _Process:
         self.handler_threads = Threads("handlers", threads_for(settings))
         self.store_threads = Threads("store", 1)
         self.lease_threads = Threads("leases", 1)
-        limit_idle_transactions(settings.databases, idle_s=longest_handler_s(settings) + IDLE_MARGIN_S)
+        limit_idle_transactions(settings.databases, idle_s=idle_limit_s(longest_handler_s(settings)))
         self.owner = owner = process_id()
         wanted = durables(settings)
         self.holder = LeaseHolder(
@@ -125,6 +126,7 @@ class _Process:
             for durable in wanted
         ]
         by_lease = {feed.lease: feed for feed in self.feeds}
+        self.consumer.is_ours = self._is_ours
         self.consumer.on_room = lambda lease: by_lease[lease].wake()
         self.beat = Heartbeat(
             owner,
@@ -165,6 +167,12 @@ class _Process:
 
     async def _dispatch(self, alias: str) -> float:
         return await self.consumer.dispatch_deferred(self._held_sources(), alias)
+
+    def _is_ours(self, message: Held) -> bool:
+        """Whether the lease under which a message came is still held; a stored one goes with its source."""
+        if message.feed:
+            return message.feed in self.holder.held()
+        return topology.source_of(message.subject) in self._held_sources()
 
     def _held_sources(self) -> list[str]:
         """Sources of which every partition is ours: a redriven key may belong to any of them."""

@@ -23,6 +23,7 @@ from jetbridge.conf import Settings
 from jetbridge.dead_letters.notice import Failure, is_sendable, notice
 from jetbridge.deferred import store as deferred
 from jetbridge.inbox import store as inbox
+from jetbridge.inbox.rows import Seen
 from jetbridge.models import DeadLetter, DeadLetterState
 from jetbridge.models.clock import WallClock
 from jetbridge.outbox import store as outbox
@@ -106,6 +107,7 @@ def bury(
     reason: str,
     attempt: int,
     is_started: bool = False,
+    seen: Seen | None = None,
     settings: Settings,
     using: str,
 ) -> int | None:
@@ -116,14 +118,24 @@ def bury(
         handler: Name of the handler, ``""`` for a message that reached none.
         attempt: Attempts made; 0 if none could be.
         is_started: The inbox row counts the last start already.
+        seen: The inbox row as the attempt found it, if it could look.
 
     Returns:
         The dead letter's id; ``None`` if another copy has settled the event meanwhile.
+
+    Raises:
+        Overtaken: Another copy is about to.
     """
     facts = failure(error, reason=reason, attempts=attempt)
     with transaction.atomic(using=using):
         starts = inbox.bury(
-            received, handler, attempt=attempt, error=error, is_started=is_started, using=using
+            received,
+            handler,
+            attempt=attempt,
+            error=error,
+            is_started=is_started,
+            seen=seen,
+            using=using,
         )
         if starts is None:
             return None

@@ -7,13 +7,13 @@ deduplication, and only the statement's row count tells.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from django.db import connections, transaction
 from django.db.models import Case, F, QuerySet, Value, When
 
 from jetbridge import text
+from jetbridge.inbox.rows import Entry, Overtaken, Seen
 from jetbridge.models import Inbox, InboxState
 from jetbridge.models.clock import WallClock
 from jetbridge.received import Received
@@ -24,13 +24,15 @@ _COLUMNS: Final = (
 )
 _VALUES: Final = "%s, %s, %s, 'processed', 1, 1, 0, 0, %s, %s, %s, %s, {now}, {now}, '', 0, '', ''"
 
-# The time-out is set inside the statement (a round trip less) and holds for the wait on another copy.
+# The time-outs are set inside the statement (a round trip less). The lock's holds for the wait on another copy;
+# the one on idling holds to the end of the transaction, also where a pooler lends each transaction another session.
 _CLAIM: Final = {
     "postgresql": f"""\
 -- jetbridge: inbox.claim
 WITH wait AS MATERIALIZED (
     SELECT set_config('jetbridge.lock_timeout', current_setting('lock_timeout'), true),
-        set_config('lock_timeout', %s, true)
+        set_config('lock_timeout', %s, true),
+        set_config('idle_in_transaction_session_timeout', %s, true)
 )
 INSERT INTO jetbridge_inbox ({_COLUMNS})
 SELECT {_VALUES.format(now="clock_timestamp()")} FROM wait
@@ -51,37 +53,16 @@ SELECT set_config('lock_timeout', current_setting('jetbridge.lock_timeout'), tru
 SETTLED: Final = (InboxState.PROCESSED, InboxState.DEAD, InboxState.SKIPPED)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """An inbox row, locked by this transaction. ``wait_s``: until its next attempt, by the database's clock."""
-
-    id: int
-    state: str
-    attempts: int
-    starts: int
-    generation: int
-    claimed_by: str
-    wait_s: float
-
-    def is_of(self, owner: str) -> bool:
-        """Whether the start that is going on was recorded by this process."""
-        return self.state == InboxState.RUNNING and self.claimed_by == owner
-
-    def unfinished(self, owner: str) -> int:
-        """
-        Starts that ended with their process. A start of our own is none, whatever became of it: we live.
-
-        The row is locked, and a handler keeps it locked as long as it runs: whoever recorded the start of a
-        running row is gone.
-        """
-        return max(0, self.starts - self.attempts - self.is_of(owner))
-
-
-def claim(received: Received, handler: str, *, lock_timeout_s: float, using: str) -> bool:
+def claim(
+    received: Received, handler: str, *, lock_timeout_s: float, idle_limit_s: float, using: str
+) -> bool:
     """
     Insert the row in its final state; to be called inside the handler's transaction.
 
     A concurrent copy makes this wait until that one commits or rolls back.
+
+    Args:
+        idle_limit_s: The database ends this transaction when nothing was asked of it for so long.
 
     Returns:
         Whether this transaction owns the row now. ``False``: it exists, see :func:`lock`.
@@ -96,7 +77,8 @@ def claim(received: Received, handler: str, *, lock_timeout_s: float, using: str
         if connection.vendor != "postgresql":
             cursor.execute(_CLAIM[connection.vendor], [*identity, *place])
             return bool(cursor.rowcount)
-        cursor.execute(_CLAIM["postgresql"], [f"{lock_timeout_s * 1000:.0f}ms", *identity, *place])
+        limits = [f"{lock_timeout_s * 1000:.0f}ms", f"{idle_limit_s * 1000:.0f}ms"]
+        cursor.execute(_CLAIM["postgresql"], [*limits, *identity, *place])
         return bool(cursor.rowcount)
 
 
@@ -214,6 +196,7 @@ def record_failure(
     delay_s: float,
     error: BaseException,
     started_by: str | None = None,
+    generation: int = 0,
     using: str,
 ) -> bool:
     """
@@ -223,6 +206,7 @@ def record_failure(
         attempt: Number of the attempt that failed.
         spends: Whether it counts; a snoozed one does not, and its start is taken back.
         started_by: Who recorded the start; ``None`` if nobody did.
+        generation: Of the row, as the attempt found it.
 
     Returns:
         Whether it happened; ``False``: another copy has moved on, and its word counts.
@@ -233,7 +217,7 @@ def record_failure(
         **_error(error),
     }
     with transaction.atomic(using=using):
-        rows = _identity(received, handler, using).filter(attempts=attempt - 1)
+        rows = _identity(received, handler, using).filter(attempts=attempt - 1, generation=generation)
         if started_by is not None:
             mine = rows.filter(state=InboxState.RUNNING, claimed_by=started_by)
             return bool(mine.update(**_not_running(), **values, starts=F("starts") - int(not spends)))
@@ -253,6 +237,7 @@ def bury(
     attempt: int,
     error: BaseException,
     is_started: bool = False,
+    seen: Seen | None = None,
     using: str,
 ) -> int | None:
     """
@@ -261,9 +246,13 @@ def bury(
     Args:
         attempt: Attempts made; 0 if no handler saw the message.
         is_started: The row counts the last start already.
+        seen: The row as the attempt found it; ``None`` if it could not look, and then any row will do.
 
     Returns:
         The starts of the row; ``None`` if it was settled before.
+
+    Raises:
+        Overtaken: It is not settled, and not as it was seen.
     """
     values = {
         "attempts": attempt,
@@ -272,14 +261,26 @@ def bury(
         "next_attempt_at": None,
     }
     values |= _error(error)
-    expected = _identity(received, handler, using).exclude(state__in=SETTLED)
+    rows = _identity(received, handler, using)
+    expected = rows.exclude(state__in=SETTLED) if seen is None else _as_seen(rows, seen)
     new = 0 if is_started else min(attempt, 1)
     if expected.update(state=InboxState.DEAD, **values, starts=F("starts") + new):
-        return _identity(received, handler, using).values_list("starts", flat=True).get()
-    if _identity(received, handler, using).exists():
+        return rows.values_list("starts", flat=True).get()
+    state = rows.values_list("state", flat=True).first()
+    if state in SETTLED:
         return None
+    if state is not None:
+        raise Overtaken
     _insert(received, handler, InboxState.DEAD, using, starts=new, **values)
     return new
+
+
+def _as_seen(rows: QuerySet[Inbox], seen: Seen) -> QuerySet[Inbox]:
+    """The row, if nobody has moved on since."""
+    same = rows.exclude(state__in=SETTLED).filter(attempts=seen.attempts, generation=seen.generation)
+    if seen.started_by is None:
+        return same.exclude(state=InboxState.RUNNING)
+    return same.filter(state=InboxState.RUNNING, claimed_by=seen.started_by)
 
 
 def reopen(handler: str, source: str, event_id: str, *, using: str) -> bool:

@@ -24,9 +24,11 @@ from jetbridge.conf import Settings
 from jetbridge.errors import HandlerLeftRollback
 from jetbridge.event import Delivery
 from jetbridge.inbox import store
+from jetbridge.inbox.rows import Entry, Seen
 from jetbridge.models import InboxState
 from jetbridge.received import Received
 from jetbridge.registry import Handler
+from jetbridge.runtime.sessions import idle_limit_s
 from jetbridge.runtime.threads import IDLE, replace_broken_connections, to_sync
 
 
@@ -57,6 +59,7 @@ class Failed:
     Attributes:
         attempt: Its number, from 1.
         is_recorded: Its start stands in the inbox row.
+        seen: The inbox row as it was found; ``None`` if the error came before.
         session_lost: The database ended the session under the handler, whatever the handler made of it.
     """
 
@@ -64,6 +67,7 @@ class Failed:
     error: BaseException
     session_lost: bool = False
     is_recorded: bool = False
+    seen: Seen | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +81,7 @@ class Crashed:
 
     attempts: int
     deaths: int
+    generation: int = 0
 
 
 logger = logging.getLogger("jetbridge.inbox")
@@ -149,9 +154,7 @@ def attempt(work: Work, settings: Settings) -> Result:
             if not in_a_test:
                 # What is recorded next must be committed: not in a session that the handler left with autocommit off.
                 replace_broken_connections()
-            return Failed(
-                attempt=run.number, error=error, session_lost=run.session_lost, is_recorded=run.is_recorded
-            )
+            return run.failed(error)
         # The effect stands, so this is no failure of the handler.
         logger.exception("An on_commit hook of handler %s failed after the commit.", work.handler.name)
         delivery = run.committed
@@ -166,9 +169,24 @@ class _Run:
         self.work = work
         self.settings = settings
         self.number = 1
+        self.generation: int | None = None
         self.is_recorded = False
         self.committed: Delivery | None = None
         self.session_lost = False
+
+    def failed(self, error: BaseException) -> Failed:
+        """What is known of an attempt that ended with ``error``."""
+        seen = None
+        if self.generation is not None:
+            started_by = self.work.owner if self.is_recorded else None
+            seen = Seen(attempts=self.number - 1, generation=self.generation, started_by=started_by)
+        return Failed(
+            attempt=self.number,
+            error=error,
+            session_lost=self.session_lost,
+            is_recorded=self.is_recorded,
+            seen=seen,
+        )
 
     def run(self) -> Delivery:
         once = self.in_transaction if self.work.handler.atomic else self.without_transaction
@@ -189,7 +207,9 @@ class _Run:
                 self._check_due(entry)
                 deaths = 0 if entry is None else entry.unfinished(work.owner)
                 if entry is not None and deaths >= self.settings.max_starts:
-                    raise _Instead(Crashed(attempts=entry.attempts, deaths=deaths))
+                    raise _Instead(
+                        Crashed(attempts=entry.attempts, deaths=deaths, generation=entry.generation)
+                    )
                 # Beside others it would take them along, and they would be blamed with it. A first death may
                 # have been a neighbour's fault, so the one that decides is never shared.
                 if (deaths or self.settings.max_starts == 1) and not work.alone:
@@ -232,7 +252,7 @@ class _Run:
         if connection.closed_in_transaction:
             raise HandlerLeftRollback(
                 f"Handler {self.work.handler.name!r} closed the connection of its transaction."
-            ) from error
+            ) from None  # with that error as its cause it would be an outage again
         self.session_lost = bool(getattr(connection.connection, "closed", False)) and not retry.is_too_slow(
             error
         )
@@ -250,7 +270,9 @@ class _Run:
                 f"Handler {name!r} returned, but its transaction is marked for rollback "
                 f"(set_rollback(True), or a database error that was caught outside a savepoint). "
                 f"Wrap the failing part in transaction.atomic()."
-            )
+            ) from getattr(
+                connection, "rollback_exc", None
+            )  # an outage is not to be held against the handler
 
     def _mark_committed(self) -> None:
         self.committed = self._delivery
@@ -275,11 +297,15 @@ class _Run:
         self.committed = delivery
         return delivery
 
-    def _claim(self, *, is_done: bool = False) -> store.Entry | None:
+    def _claim(self, *, is_done: bool = False) -> Entry | None:
         """``None`` if the row is new, else the row of earlier attempts, locked. ``is_done``: the effect is there."""
         work, using = self.work, self.work.using
         new = store.claim(
-            work.received, work.handler.name, lock_timeout_s=self.settings.lock_timeout_s, using=using
+            work.received,
+            work.handler.name,
+            lock_timeout_s=self.settings.lock_timeout_s,
+            idle_limit_s=idle_limit_s(work.handler.timeout_s or self.settings.handler_timeout_s),
+            using=using,
         )
         entry = None if new else store.lock(work.received, work.handler.name, using=using)
         if not new and entry is None:
@@ -292,7 +318,7 @@ class _Run:
             self._check(entry)
         return entry
 
-    def _check(self, entry: store.Entry | None) -> None:
+    def _check(self, entry: Entry | None) -> None:
         self._check_due(entry)
         if entry is None:
             return
@@ -302,7 +328,8 @@ class _Run:
         elif not entry.is_of(self.work.owner):
             raise _TooEarly(GONE_DELAY_S)  # another copy has moved on
 
-    def _check_due(self, entry: store.Entry | None) -> None:
+    def _check_due(self, entry: Entry | None) -> None:
+        self.generation = 0 if entry is None else entry.generation
         if entry is None:
             return
         # Once redriven, the event belongs to the stored message.
