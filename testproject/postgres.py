@@ -262,7 +262,7 @@ class Postgres:
 
     def _wait_until_ready(self, real: Path, deadline: float) -> bool:
         while time.monotonic() < deadline and not self.pid_ended():
-            if _status(real / "postmaster.pid") == (str(self.pid), "ready"):
+            if _status(real / "postmaster.pid") in ((str(self.pid), "ready"), (str(self.pid), "standby")):
                 return True
             time.sleep(0.01)
         return False

@@ -271,7 +271,7 @@ def test_a_locked_database_spends_no_attempt(world, processes):
     with sqlite3.connect(name, isolation_level=None) as other:
         other.execute("BEGIN IMMEDIATE")
         send(world, 1, 2)
-        consumer.says("waits 1.0 s: ")
+        consumer.says("Handlers wait: the database 'default' does not answer")
         assert "locked" in consumer.log
         other.execute("COMMIT")
     other.close()
