@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +29,7 @@ from jetbridge.registry import registry
 from jetbridge.runtime.process import Until, quietly, run_until
 from jetbridge.runtime.service import Loop
 from jetbridge.runtime.sessions import idle_limit_s, limit_idle_transactions
-from jetbridge.runtime.supervisor import process_id
+from jetbridge.runtime.supervisor import on_forced_end, process_id
 from jetbridge.runtime.threads import Threads
 
 logger = logging.getLogger("jetbridge.consumer")
@@ -128,16 +129,25 @@ class _Process:
         by_lease = {feed.lease: feed for feed in self.feeds}
         self.consumer.is_ours = self._is_ours
         self.consumer.on_room = lambda lease: by_lease[lease].wake()
+        self.draining = False
         self.beat = Heartbeat(
             owner,
             role="consumer",
             version=jetbridge.__version__,
-            info=lambda: {"pulling": sorted(f.lease for f in self.feeds if f.is_pulling)},
+            info=self._info,
             threads=self.lease_threads,
             using=self.using,
         )
 
+    def _info(self) -> dict[str, object]:
+        info: dict[str, object] = {"pulling": sorted(f.lease for f in self.feeds if f.is_pulling)}
+        return {**info, "draining": True} if self.draining else info
+
     async def run(self, stop: asyncio.Event, *, until_empty: bool, timeout_s: float | None) -> ConsumeReport:
+        with on_forced_end(self._give_back_at_once):
+            return await self._run(stop, until_empty=until_empty, timeout_s=timeout_s)
+
+    async def _run(self, stop: asyncio.Event, *, until_empty: bool, timeout_s: float | None) -> ConsumeReport:
         pulling = [Loop(f"feed {feed.lease}", feed.tick) for feed in self.feeds]
         dispatching = [
             Loop(f"deferred {alias}", partial(self._dispatch, alias)) for alias in self.settings.databases
@@ -182,6 +192,9 @@ class _Process:
 
     async def _drain(self, intake: list[Loop], tasks: dict[Loop, asyncio.Task[None]]) -> int:
         """Stop taking in, then finish what runs, while leases and messages in hand are kept alive."""
+        self.draining = True
+        # Said at once: who has no patience with us must not be taken for the doing of what runs now.
+        said = asyncio.create_task(quietly("saying so", self.beat.tick(), timeout_s=END_S))
         for loop in intake:
             loop.stop()
         await asyncio.wait(
@@ -192,6 +205,7 @@ class _Process:
         if running:
             logger.warning("%d attempts were still running when the time to drain was up.", running)
         await quietly("giving recorded starts back", self._give_back(), timeout_s=END_S)
+        await said
         return running
 
     async def _give_back(self) -> None:
@@ -207,6 +221,13 @@ class _Process:
                 if not locked:
                     break
                 await asyncio.sleep(GIVE_BACK_EVERY_S)  # until the database has noticed
+
+    def _give_back_at_once(self) -> None:
+        """The same at a forced end, for as long as that allows. On a thread of its own: the loop has stopped."""
+        self.handler_threads.cut()
+        for alias in self.settings.databases:
+            while inbox.give_back(self.owner, using=alias):
+                time.sleep(GIVE_BACK_EVERY_S)
 
     async def _waiting(self) -> list[str]:
         """What keeps this process from seeing every durable: a lease somebody else holds, a durable nobody made."""

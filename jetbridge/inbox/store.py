@@ -14,7 +14,7 @@ from django.db.models import Case, F, QuerySet, Value, When
 
 from jetbridge import text
 from jetbridge.inbox.rows import Entry, Overtaken, Seen
-from jetbridge.models import Inbox, InboxState
+from jetbridge.models import Inbox, InboxState, Worker
 from jetbridge.models.clock import WallClock
 from jetbridge.received import Received
 
@@ -119,7 +119,24 @@ def lock(received: Received, handler: str, *, using: str) -> Entry | None:
     )
 
 
-def record_start(received: Received, handler: str, entry: Entry | None, *, owner: str, using: str) -> None:
+def was_draining(owner: str, *, using: str) -> bool:
+    """
+    Whether a process had been asked to end. If it ended in the middle of a handler, somebody did not want to
+    wait for it: its start is held against nobody.
+    """
+    info = Worker.objects.using(using).filter(pk=owner).values_list("info", flat=True).first()
+    return isinstance(info, dict) and bool(info.get("draining"))
+
+
+def record_start(
+    received: Received,
+    handler: str,
+    entry: Entry | None,
+    *,
+    owner: str,
+    instead: bool = False,
+    using: str,
+) -> None:
     """
     (absent), retrying, deferred or running → running, before the handler and in a commit of its own.
 
@@ -128,6 +145,7 @@ def record_start(received: Received, handler: str, entry: Entry | None, *, owner
     Args:
         entry: The row, locked by this transaction; ``None`` if there is none.
         owner: Name of this process.
+        instead: The start that stands there counts for nothing, and this one takes its place.
 
     Raises:
         IntegrityError: Another copy has inserted the row meanwhile.
@@ -137,7 +155,10 @@ def record_start(received: Received, handler: str, entry: Entry | None, *, owner
         _insert(received, handler, InboxState.RUNNING, using, starts=1, claimed_by=owner)
     elif not entry.is_of(owner):
         Inbox.objects.using(using).filter(pk=entry.id).update(
-            state=InboxState.RUNNING, starts=entry.starts + 1, claimed_by=owner, next_attempt_at=None
+            state=InboxState.RUNNING,
+            starts=entry.starts + (not instead),
+            claimed_by=owner,
+            next_attempt_at=None,
         )
 
 

@@ -206,6 +206,8 @@ class _Run:
                 entry = store.lock(work.received, work.handler.name, using=using)
                 self._check_due(entry)
                 deaths = 0 if entry is None else entry.unfinished(work.owner)
+                hurried = entry is not None and deaths > 0 and self._was_hurried(entry)
+                deaths -= hurried
                 if entry is not None and deaths >= self.settings.max_starts:
                     raise _Instead(
                         Crashed(attempts=entry.attempts, deaths=deaths, generation=entry.generation)
@@ -214,10 +216,17 @@ class _Run:
                 # have been a neighbour's fault, so the one that decides is never shared.
                 if (deaths or self.settings.max_starts == 1) and not work.alone:
                     raise _Instead(NotAlone())
-                store.record_start(work.received, work.handler.name, entry, owner=work.owner, using=using)
+                store.record_start(
+                    work.received, work.handler.name, entry, owner=work.owner, instead=hurried, using=using
+                )
         except IntegrityError:  # another copy was faster
             raise _TooEarly(GONE_DELAY_S) from None
         self.is_recorded = True
+
+    def _was_hurried(self, entry: Entry) -> bool:
+        """The last start ended with a process that was already asked to end: no death, but impatience."""
+        running = entry.state == InboxState.RUNNING and not entry.is_of(self.work.owner)
+        return running and store.was_draining(entry.claimed_by, using=self.settings.databases[0])
 
     def in_transaction(self) -> Delivery:
         using = self.work.using

@@ -14,7 +14,7 @@ import pytest
 from django.core.management import call_command
 
 import jetbridge
-from jetbridge.models import DeadLetter, Inbox, InboxState
+from jetbridge.models import DeadLetter, Inbox, InboxState, Worker
 from testproject.billing.models import Invoice
 from testproject.postgres import Postgres
 from tests.running import Process, Processes, consuming, databases_of_tests, durable
@@ -182,6 +182,45 @@ def test_rolling_restarts_in_the_middle_of_a_handler_blame_nobody(world, process
 
     (lab / "go").touch()
     assert consume(world, processes) == []
+    assert effects() == [0]
+    assert [(row.state, row.attempts, row.starts) for row in inbox()] == [(InboxState.PROCESSED, 1, 1)]
+    assert DeadLetter.objects.count() == 0
+
+
+def test_a_forced_end_blames_nobody(world, processes, lab):
+    """A second SIGTERM in the middle of a suspect's handler. Red without the last act before the exit."""
+    send(world, 0, _0="hang")
+    first = processes.consumer(world, DEADLY)
+    started(lab, 1, first)
+    first.kill()  # of this start there is no record
+    second = processes.consumer(world, DEADLY)
+    started(lab, 2, second)
+
+    second.send(signal.SIGTERM)
+    second.says("SIGTERM: draining.")
+    second.send(signal.SIGTERM)
+
+    assert second.wait(20) == 128 + signal.SIGTERM
+    assert [(row.state, row.attempts, row.starts) for row in inbox()] == [(InboxState.RETRYING, 0, 0)]
+
+
+@pytest.mark.postgres
+def test_deployments_without_patience_blame_nobody(world, processes, lab):
+    """
+    SIGTERM, and SIGKILL before SHUTDOWN_TIMEOUT_S is over, three times in the middle of one event's handler, of
+    which one death would be too many. Red if a process that drains does not say so, or nobody asks.
+    """
+    send(world, 0, _0="hang")
+    for number in range(1, 5):
+        consumer = processes.consumer(world, DEADLY, MAX_STARTS=1)
+        started(lab, number, consumer)
+        consumer.send(signal.SIGTERM)
+        pid = consumer.pid
+        eventually(lambda: Worker.objects.filter(pid=pid, info__draining=True).exists(), 20)  # noqa: B023
+        consumer.kill()
+
+    (lab / "go").touch()
+    assert consume(world, processes, MAX_STARTS=1) == []
     assert effects() == [0]
     assert [(row.state, row.attempts, row.starts) for row in inbox()] == [(InboxState.PROCESSED, 1, 1)]
     assert DeadLetter.objects.count() == 0
