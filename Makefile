@@ -16,6 +16,7 @@ NO_DATABASE := tests/unit tests/broker
 DB ?= sqlite
 ORDERS ?= 300
 SEED ?= 1
+TIMES ?= 20
 JSON ?=
 DIR ?=
 
@@ -64,6 +65,10 @@ test: venv ## All tests on real servers, with SQLite and with PostgreSQL side by
 chaos: venv ## Writers, relays and consumers under random faults, and a count (EVENTS FAULTS SEED DB CLUSTER=1|3 JSON)
 	@$(BIN)/python -m tests.chaos --events '$(EVENTS)' --faults '$(FAULTS)' --seed '$(SEED)' --db '$(CHAOS_DB)' \
 		--cluster '$(CLUSTER)' $(if $(JSON),--json '$(JSON)') $(if $(DIR),--dir '$(DIR)') $(ARGS)
+
+.PHONY: matrix
+matrix: venv ## Kill, stop and delay every process at every step, and count (TIMES=20 SEED ARGS="--db sqlite --step ...")
+	@$(BIN)/python -m tests.matrix --times '$(TIMES)' --seed '$(SEED)' $(ARGS)
 
 .PHONY: check
 check: venv ## Lint, format, types, import contracts, missing migrations

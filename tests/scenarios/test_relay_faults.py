@@ -90,7 +90,7 @@ def test_a_broker_that_is_away_at_the_start_is_waited_for(transactional_db, hand
 def test_a_broker_that_is_away_for_a_whole_term_takes_the_leases_away(
     transactional_db, handlers, make_nats_server
 ):
-    """Another relay may see the broker that this one does not. Back again, it takes them up. Red if it renews for ever."""
+    """Another relay may see the broker that this one does not. Back again, it takes them up: red if it renews on."""
     server: NatsServer = make_nats_server()
     world = World(server.url, LEASE_S=2, ACK_WAIT_S=1, PUBLISH_TIMEOUT_S=1).provision()
     with relaying(world):
