@@ -61,6 +61,7 @@ class Letter:
     reason: str
     attempts: int
     starts: int
+    state: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,8 +113,12 @@ def read(query: Query, vendor: str) -> Books:
         ),
         inbox=tuple(_inbox(query)),
         letters=tuple(
-            Letter(handler=row[0], event_id=row[1], reason=row[2], attempts=row[3], starts=row[4])
-            for row in query("SELECT handler, event_id, reason, attempts, starts FROM jetbridge_dead_letter")
+            Letter(
+                handler=handler, event_id=event, reason=reason, attempts=attempts, starts=starts, state=state
+            )
+            for handler, event, reason, attempts, starts, state in query(
+                "SELECT handler, event_id, reason, attempts, starts, state FROM jetbridge_dead_letter"
+            )
         ),
         effects=effects,
         deferred=tuple(str(event) for (event,) in query("SELECT event_id FROM jetbridge_deferred")),

@@ -16,6 +16,7 @@ from tests.chaos.terms import TERMS
 
 EXIT_OF_DEADLY = 86
 _JOURNAL = Path(os.environ["CHAOS_DIR"]) / "journal"
+_MENDED = Path(os.environ["CHAOS_DIR"]) / "mended"
 _INSERT = """\
 INSERT INTO chaos_effect (handler, event_id, key, n, answer_id, pid, attempt)
 VALUES (%s, %s, %s, %s, %s, %s, %s)"""
@@ -77,7 +78,7 @@ def _meet(event: jetbridge.Delivery) -> None:
             raise RuntimeError("It fails some times.")
         case Fate.DOOMED:
             raise RuntimeError("It fails for ever.")
-        case Fate.REJECTED:
+        case Fate.REJECTED if not _MENDED.exists():
             raise jetbridge.Reject("It is not wanted.")
         case Fate.DEADLY:
             note("dies", event)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Collection
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 from testproject.nats_server import NatsServer
@@ -99,6 +101,32 @@ class WorkerHarm:
         finally:
             process.send_signal(signal.SIGCONT)
         return f"stopped for {fault.for_s:.1f} s"
+
+
+class Operator:
+    """
+    Redrives dead letters in the middle of it all: those of handlers that fail for ever, and those that were
+    rejected, for which the handlers are mended now.
+    """
+
+    REASONS: Final = ("rejected", "max_deliver_exceeded")
+
+    def __init__(self, folder: Path, manage: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+        self._mended = folder / "mended"
+        self._manage = manage
+
+    def actions(self) -> dict[str, Callable[[PlannedFault], Act | None]]:
+        return {"operator redrives": self._redrive}
+
+    def _redrive(self, fault: PlannedFault) -> Act:
+        reason = self.REASONS[int(fault.draw * len(self.REASONS))]
+
+        def act() -> str:
+            self._mended.touch()
+            done = self._manage("jetbridge_dlq", "redrive", "--reason", reason, "--no-input")
+            return f"{reason}, ended with {done.returncode}: {done.stdout.strip()[-200:]}"
+
+        return act
 
 
 class BrokerHarm:

@@ -22,7 +22,7 @@ class Fate(StrEnum):
     ANSWERED = "answered"  # the handler publishes
     FLAKY = "flaky"  # fails some times, then works
     DOOMED = "doomed"  # fails for ever
-    REJECTED = "rejected"
+    REJECTED = "rejected"  # until an operator has mended what it was rejected for
     DEADLY = "deadly"  # ends the process, each time
 
 
@@ -70,8 +70,9 @@ _FATES: Final = {
     Fate.DOOMED: 12,
     Fate.REJECTED: 8,
 }
-EVENTS_PER_DEADLY: Final = 5_000
+EVENTS_PER_DEADLY: Final = 8_000
 FIRST_DEADLY: Final = 2_000
+LAZY_SHARE: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +92,7 @@ class Step:
     Attributes:
         at: When, as a share of the run.
         hold_s: How long it stays open, on a database that many can write to.
+        lazy: Committed with ``synchronous_commit = off``: a crash of the database may undo it, event and all.
     """
 
     number: int
@@ -99,6 +101,7 @@ class Step:
     at: float
     hold_s: float = 0.0
     delay_s: float = 0.0
+    lazy: bool = False
 
     @property
     def commits(self) -> bool:
@@ -126,6 +129,7 @@ def steps(events: int, *, seed: int, keys: int) -> list[Step]:
             at=number / len(planned),
             hold_s=rng.uniform(0.1, 1.5) if way is Way.LATE else 0.0,
             delay_s=rng.uniform(0.2, 4.0) if way is Way.DELAYED else 0.0,
+            lazy=way is not Way.AGAIN and rng.random() < LAZY_SHARE,
         )
         for number, (way, made) in enumerate(planned)
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ from typing import Any, Final
 from testproject.postgres import Postgres
 from tests.chaos import books, faults, plan, tables, verdict
 from tests.chaos.broker import Broker, BrokerTrouble, StreamState
-from tests.chaos.harm import BrokerHarm, PostgresHarm, SqliteHarm, WorkerHarm
+from tests.chaos.harm import BrokerHarm, Operator, PostgresHarm, SqliteHarm, WorkerHarm
 from tests.chaos.terms import TERMS
 from tests.chaos.verdict import Breach, Evidence
 from tests.chaos.workers import ROOT, Workers, environment
@@ -124,8 +125,8 @@ class Run:
             self.database = self._postgres.create_database("chaos")
         else:
             self.database = str(self.folder / "chaos.sqlite3")
-        self._manage("migrate", "--verbosity", "0")
-        self._manage("jetbridge_provision", "--wait", "20")
+        self._prepare_by("migrate", "--verbosity", "0")
+        self._prepare_by("jetbridge_provision", "--wait", "20")
         tables.create(self.database, self.options.db, self.options.keys)
         self._say(f"{self.options.cluster} nats-server, {self.options.db}, in {self.folder}")
 
@@ -137,18 +138,22 @@ class Run:
             replicas=self._broker.replicas,
         )
 
-    def _manage(self, *command: str) -> None:
-        done = subprocess.run(
+    def _prepare_by(self, *command: str) -> None:
+        done = self._manage(*command)
+        if done.returncode:
+            raise RuntimeError(f"{command[0]} failed with {done.returncode}.\n{done.stdout[-3000:]}")
+
+    def _manage(self, *command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
             [sys.executable, "manage.py", *command],
             cwd=ROOT,
             env=self._environment(),
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             check=False,
         )
-        if done.returncode:
-            raise RuntimeError(f"{command[0]} failed with {done.returncode}.\n{done.stdout[-3000:]}")
 
     def _workers(self) -> Workers:
         options = self.options
@@ -170,7 +175,8 @@ class Run:
         kinds = faults.kinds(options.db, options.cluster)
         planned = plan.faults(options.faults, kinds, seed=options.seed, pace_s=options.pace_s)
         harm = WorkerHarm(workers, lambda: _owners(self.database))
-        actions = {**harm.actions(), **BrokerHarm(self._broker).actions()}
+        operator = Operator(self.folder, self._manage)
+        actions = {**harm.actions(), **operator.actions(), **BrokerHarm(self._broker).actions()}
         if self._postgres is not None:
             actions |= PostgresHarm(self._postgres, self.database).actions()
         else:
@@ -270,6 +276,7 @@ class Run:
             "duplicates_suppressed": verdict.suppressed(evidence.books),
             "deaths": sorted_counts(Counter(death.cause or "unexplained" for death in workers.deaths)),
             "rows": evidence.books.rows,
+            "cpu_s": round(sum(os.times()[2:4]), 1),
             "duration_s": round(time.monotonic() - self._began, 1),
             "dir": str(self.folder),
             "database": self.database,
@@ -296,7 +303,9 @@ class Run:
             "effects": len(found.effects),
             "dead_letters": len(found.letters),
             "killed_innocents": verdict.excused(evidence),
+            "redriven": sum(letter.state == "redriven" for letter in found.letters),
             "transactions_retried": said.count("retry "),
+            "transactions_undone": said.count("undone "),
         }
 
 

@@ -13,6 +13,8 @@ import os
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,6 +62,27 @@ class Writer:
                 self._forget_connection()
                 threading.Event().wait(RETRY_S)
         self._say("done", step)
+
+    def do_again_what_was_undone(self, steps: Sequence[Step]) -> None:
+        """
+        A crash of the database takes lazy commits back. One that waits for the disk makes all before it durable;
+        then what is missing is missing for good, and is done again.
+        """
+        from django.db import DatabaseError, InterfaceError
+
+        committing = [step for step in steps if step.commits]
+        while True:
+            try:
+                self._rows("UPDATE chaos_key SET counter = counter + 1 WHERE name = 'k0'")
+                known = {str(step) for (step,) in self._rows("SELECT step FROM chaos_step")}
+                break
+            except (DatabaseError, InterfaceError):
+                self._forget_connection()
+                threading.Event().wait(RETRY_S)
+        for step in committing:
+            if f"{step.number}.0" not in known:
+                self._say("undone", step)
+                self.do(replace(step, lazy=False), in_doubt=True)
 
     def _say(self, word: str, step: Step, more: str = "") -> None:
         self._file.write(f"{word} {step.number} {len(step.events)} {time.time():.3f} {more}\n")
@@ -122,6 +145,8 @@ class Writer:
                     self._publish_again(step)
             case _:
                 with transaction.atomic():
+                    if step.lazy and self._connection.vendor == "postgresql":
+                        self._rows("SET LOCAL synchronous_commit TO off")
                     if step.way is Way.SAVEPOINT:
                         self._roll_a_savepoint_back(step)
                     self._publish(step)
@@ -258,6 +283,7 @@ def main() -> None:
             threading.Event().wait(wait_s)
         writer.do(step, in_doubt=in_doubt)
         in_doubt = False
+    writer.do_again_what_was_undone(mine)
     print(json.dumps({"finished": len(mine)}))
 
 
