@@ -33,7 +33,7 @@ WORKER_KINDS: Final = (
     Kind(name="consumer terminate", weight=2),
     Kind(name="consumer stop", weight=2, low_s=_OVER_A_LEASE[0], high_s=_OVER_A_LEASE[1]),
     Kind(name="writer kill", weight=1),
-    Kind(name="operator redrives", weight=1),
+    Kind(name="operator redrives", weight=1, low_s=0.0, high_s=6.0),
 )
 NATS_KINDS: Final = (
     Kind(name="nats kill", weight=1.5, low_s=0.1, high_s=2.0),

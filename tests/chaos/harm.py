@@ -106,7 +106,7 @@ class WorkerHarm:
 class Operator:
     """
     Redrives dead letters in the middle of it all: those of handlers that fail for ever, and those that were
-    rejected, for which the handlers are mended now.
+    rejected, for which the handlers are mended for some seconds.
     """
 
     REASONS: Final = ("rejected", "max_deliver_exceeded")
@@ -114,16 +114,24 @@ class Operator:
     def __init__(self, folder: Path, manage: Callable[..., subprocess.CompletedProcess[str]]) -> None:
         self._mended = folder / "mended"
         self._manage = manage
+        self._turn = threading.Lock()
 
     def actions(self) -> dict[str, Callable[[PlannedFault], Act | None]]:
         return {"operator redrives": self._redrive}
 
-    def _redrive(self, fault: PlannedFault) -> Act:
+    def _redrive(self, fault: PlannedFault) -> Act | None:
+        if not self._turn.acquire(blocking=False):
+            return None
         reason = self.REASONS[int(fault.draw * len(self.REASONS))]
 
         def act() -> str:
             self._mended.touch()
-            done = self._manage("jetbridge_dlq", "redrive", "--reason", reason, "--no-input")
+            try:
+                done = self._manage("jetbridge_dlq", "redrive", "--reason", reason, "--no-input")
+                hold_for(fault.for_s)
+            finally:
+                self._mended.unlink()
+                self._turn.release()
             return f"{reason}, ended with {done.returncode}: {done.stdout.strip()[-200:]}"
 
         return act
