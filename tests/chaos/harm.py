@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -109,11 +110,10 @@ class Operator:
     rejected, for which the handlers are mended for some seconds.
     """
 
-    REASONS: Final = ("rejected", "max_deliver_exceeded")
-
     def __init__(self, folder: Path, manage: Callable[..., subprocess.CompletedProcess[str]]) -> None:
         self._mended = folder / "mended"
         self._manage = manage
+        self._reasons = itertools.cycle(("rejected", "max_deliver_exceeded"))
         self._turn = threading.Lock()
 
     def actions(self) -> dict[str, Callable[[PlannedFault], Act | None]]:
@@ -122,7 +122,7 @@ class Operator:
     def _redrive(self, fault: PlannedFault) -> Act | None:
         if not self._turn.acquire(blocking=False):
             return None
-        reason = self.REASONS[int(fault.draw * len(self.REASONS))]
+        reason = next(self._reasons)
 
         def act() -> str:
             self._mended.touch()
