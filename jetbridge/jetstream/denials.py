@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from jetbridge.errors import JetbridgeError
+from jetbridge.jetstream.logs import logger
 
 _VIOLATION: Final = re.compile(
     r'permissions violation for (publish|subscription) to "([^"]*)"', re.IGNORECASE
@@ -66,5 +67,9 @@ class Denials:
         return lambda: self._listeners.pop(key, None) and None
 
     def tell(self, denial: Denial) -> None:
+        """Tell everybody. Who raises keeps nobody else from hearing it, and does not end the loop that reads."""
         for listener in list(self._listeners.values()):
-            listener(denial)
+            try:
+                listener(denial)
+            except Exception:
+                logger.exception("Somebody who was told of a denied subject failed.")

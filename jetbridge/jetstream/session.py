@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from jetbridge.jetstream.client import Client
+from jetbridge.jetstream.logs import logger
 
 FLUSH_TIMEOUT_S: Final = 5.0
 
@@ -92,9 +93,13 @@ class Session:
             return
         self.reason = reason
         self._lost.set()
-        for watcher in list(self._watchers.values()):
-            watcher(reason)
+        watchers = list(self._watchers.values())
         self._watchers.clear()
+        for watcher in watchers:
+            try:
+                watcher(reason)
+            except Exception:  # the others would wait for answers that cannot come
+                logger.exception("Somebody who was told of a lost connection failed.")
 
     async def wait_lost(self) -> str:
         """Wait for the end; the reason."""
