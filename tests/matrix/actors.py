@@ -11,7 +11,6 @@ import ctypes
 import os
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -128,9 +127,3 @@ def all_ended(actors: list[Actor]) -> Iterator[None]:
     finally:
         for actor in actors:
             actor.kill()
-
-
-def deadline(seconds: float) -> Callable[[], bool]:
-    """A function that says whether the time is up."""
-    end = time.monotonic() + seconds
-    return lambda: time.monotonic() >= end

@@ -26,6 +26,7 @@ from tests.matrix.steps import BY_NAME, STEPS
 from tests.matrix.verdict import FAULTS
 
 WORKERS: Final = 6
+EVERY: Final = 100
 # Whatever a process of a run would import for itself after the fork.
 LOADED: Final = (
     "asyncio",
@@ -58,7 +59,8 @@ def main(arguments: Sequence[str]) -> int:
     folder.chmod(0o755)  # PostgreSQL may run as another user
     cells = list(_bugs(options) if options.prove else _cells(options))
     with ground(folder, options.db, nats_url=options.nats, postgres_url=options.postgres) as made:
-        results = run(cells, made, workers=options.workers, keep=options.keep, tell=_tell)
+        progress = _Progress(len(cells))
+        results = run(cells, made, workers=options.workers, keep=options.keep, tell=progress.tell)
     wall_s = time.monotonic() - began
     document = _document(results, wall_s)
     if options.json:
@@ -135,13 +137,23 @@ def _proven(results: Sequence[Result]) -> bool:
     return good
 
 
-def _tell(result: Result) -> None:
-    """A failed run, at once: what was wrong, and how to see it again."""
-    if result.problems and not result.cell.bug:
-        print(f"FAILED {result.cell.replay}\n       logs: {result.folder}", file=sys.stderr)
-        for fault, sentences in result.problems.items():
-            for sentence in sentences:
-                print(f"       {fault}: {sentence}", file=sys.stderr)
+class _Progress:
+    """What is said on stderr while the runs go on."""
+
+    def __init__(self, runs: int) -> None:
+        self._runs = runs
+        self._done = 0
+
+    def tell(self, result: Result) -> None:
+        """A failed run, at once: what was wrong, and how to see it again. Of the others a line now and then."""
+        self._done += 1
+        if result.problems and not result.cell.bug:
+            print(f"FAILED {result.cell.replay}\n       logs: {result.folder}", file=sys.stderr)
+            for fault, sentences in result.problems.items():
+                for sentence in sentences:
+                    print(f"       {fault}: {sentence}", file=sys.stderr)
+        if self._done % EVERY == 0:
+            print(f"{self._done} of {self._runs} runs", file=sys.stderr)
         sys.stderr.flush()
 
 
