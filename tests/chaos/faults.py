@@ -23,6 +23,7 @@ from tests.chaos.terms import TERMS
 
 Act: TypeAlias = Callable[[], str]
 LOOK_EVERY_S: Final = 0.05
+AHEAD: Final = 0.05
 _OVER_A_LEASE: Final = (TERMS.lease_s + 0.3, TERMS.lease_s + 3.0)
 
 WORKER_KINDS: Final = (
@@ -73,6 +74,9 @@ class Schedule:
 
     Args:
         actions: Kind to the function that finds a target: the harm to be done, or ``None`` if not now.
+        share: How much of the run is over, from 0 to 1. On a slow machine the writers need longer than planned;
+            the clock of the faults waits for them, or the second half of the events would meet none.
+        lasts_s: How long the whole schedule is.
         file: A JSON line for each fault.
     """
 
@@ -80,12 +84,17 @@ class Schedule:
         self,
         planned: Sequence[PlannedFault],
         actions: dict[str, Callable[[PlannedFault], Act | None]],
+        *,
+        share: Callable[[], float],
+        lasts_s: float,
         file: Path,
     ) -> None:
         self.planned = planned
         self.done = Counter[str]()
         self.troubles: list[str] = []
         self._actions = actions
+        self._share = share
+        self._lasts_s = lasts_s
         self._file = file
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -106,10 +115,12 @@ class Schedule:
             self._thread.join()
 
     def _run(self) -> None:
-        began = time.monotonic()
+        looked_at, now_s = time.monotonic(), 0.0
         waiting = list(self.planned)
         while waiting and not self._stop.wait(LOOK_EVERY_S):
-            now_s = time.monotonic() - began
+            passed_s, looked_at = time.monotonic() - looked_at, time.monotonic()
+            if now_s / self._lasts_s <= self._share() + AHEAD or self._share() >= 1.0:
+                now_s += passed_s
             for fault in [fault for fault in waiting if fault.at_s <= now_s]:
                 act = self._actions[fault.kind](fault)
                 if act is not None:

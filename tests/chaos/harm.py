@@ -23,7 +23,8 @@ from tests.chaos.tables import connect
 from tests.chaos.terms import TERMS
 from tests.chaos.workers import Slot, Workers
 
-DRAIN_S: Final = 25.0
+# Each step of an orderly end has its own time-out, and an outage may use up all of them.
+DRAIN_S: Final = 60.0
 LAME_DUCK_S: Final = 15.0
 _SESSIONS: Final = "backend_type = 'client backend' AND pid <> pg_backend_pid()"
 

@@ -83,6 +83,7 @@ class Run:
         self._broker = Broker(folder, options.cluster)
         self._journal = books.Journal(folder / "journal")
         self._session: Any = None
+        self._made = 0
         self.database = ""
 
     def __enter__(self) -> Run:
@@ -181,7 +182,14 @@ class Run:
             actions |= PostgresHarm(self._postgres, self.database).actions()
         else:
             actions |= SqliteHarm(self.database).actions()
-        return faults.Schedule(planned, actions, self.folder / "faults.jsonl"), harm
+        schedule = faults.Schedule(
+            planned,
+            actions,
+            share=lambda: self._made / options.events,
+            lasts_s=options.lasts_s,
+            file=self.folder / "faults.jsonl",
+        )
+        return schedule, harm
 
     # --- watching ----------------------------------------------------------------------------------
 
@@ -211,6 +219,7 @@ class Run:
 
     def _tell(self, seen: dict[str, int] | None) -> None:
         if seen is not None:
+            self._made = seen["made"]
             self._say(
                 f"~made {seen['made']}, effects {seen['effects']}, in the outbox {seen['outbox']}, "
                 f"dead {seen['dead']}, being retried {seen['open']}"

@@ -67,7 +67,15 @@ class Chaos:
 def chaos(server_dir: Path) -> Iterator[Chaos]:
     """One run in processes of its own; PostgreSQL is started again to look inside."""
     folder, result = server_dir / "chaos", server_dir / "chaos.json"
-    numbers = {"--events": EVENTS, "--faults": FAULTS, "--seed": 7, "--pace": 1, "--keys": 60}
+    numbers = {
+        "--events": EVENTS,
+        "--faults": FAULTS,
+        "--seed": 7,
+        "--pace": 1,
+        "--keys": 60,
+        "--relays": 2,
+        "--consumers": 2,
+    }
     done = subprocess.run(
         [
             *(sys.executable, "-m", "tests.chaos", "--db", VENDOR, "--dir", folder, "--json", result),

@@ -20,7 +20,7 @@ from testproject.processes import Guard
 ROOT: Final = Path(__file__).resolve().parents[2]
 RESTART_AFTER_S: Final = 0.5
 LOOK_EVERY_S: Final = 0.05
-STOP_S: Final = 20.0
+STOP_S: Final = 45.0
 AT_WORK_SHARE: Final = 0.7
 
 
