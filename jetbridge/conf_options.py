@@ -186,7 +186,8 @@ OPTIONS: Final[tuple[Option, ...]] = (
         key="HANDLER_TIMEOUT_S",
         parse=kinds.number(0.1, 86_400),
         default=60.0,
-        help="Seconds after which `delivery.cancelled` turns true; an idle transaction is ended soon after.",
+        help="Seconds after which `delivery.cancelled` turns true. PostgreSQL ends a handler's transaction that asked "
+        "nothing of it for one and a half times as long (1 to 30 s more): so a stopped copy frees its key.",
     ),
     Option(
         key="MAX_ATTEMPTS",

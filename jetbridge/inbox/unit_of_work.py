@@ -269,19 +269,19 @@ class _Run:
     def _check_transaction(self) -> None:
         """Whether what the handler wrote can still be committed together with its inbox row."""
         connection, name = connections[self.work.using], self.work.handler.name
+        # What it swallowed is the cause: an outage is not to be held against it.
+        swallowed = getattr(connection, "rollback_exc", None) if connection.needs_rollback else None
         if connection.closed_in_transaction or not _is_open(connection):
             raise HandlerLeftRollback(
                 f"Handler {name!r} ended its transaction (it closed the connection, or ran COMMIT or ROLLBACK). "
                 f"The transaction is committed after the handler, with its inbox row; leave it open."
-            )
+            ) from swallowed
         if _can_only_roll_back(connection):
             raise HandlerLeftRollback(
                 f"Handler {name!r} returned, but its transaction is marked for rollback "
                 f"(set_rollback(True), or a database error that was caught outside a savepoint). "
                 f"Wrap the failing part in transaction.atomic()."
-            ) from getattr(
-                connection, "rollback_exc", None
-            )  # an outage is not to be held against the handler
+            ) from swallowed
 
     def _mark_committed(self) -> None:
         self.committed = self._delivery
