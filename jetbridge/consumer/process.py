@@ -17,6 +17,7 @@ from jetbridge.conf import Settings
 from jetbridge.consumer.consumer import Consumer, Totals
 from jetbridge.consumer.delivery import Held
 from jetbridge.consumer.feed import Feed, durables
+from jetbridge.consumer.stranded import Stranded
 from jetbridge.deferred import store as deferred
 from jetbridge.errors import BrokerUnreachable
 from jetbridge.inbox import store as inbox
@@ -126,6 +127,15 @@ class _Process:
             )
             for durable in wanted
         ]
+        self.stranded = Stranded(
+            settings,
+            self.feeds,
+            owner=owner,
+            connection=connection,
+            registry=registry,
+            threads=self.store_threads,
+            is_held=lambda name: name in self.holder.held(),
+        )
         by_lease = {feed.lease: feed for feed in self.feeds}
         self.consumer.is_ours = self._is_ours
         self.consumer.on_room = lambda lease: by_lease[lease].wake()
@@ -152,6 +162,7 @@ class _Process:
         dispatching = [
             Loop(f"deferred {alias}", partial(self._dispatch, alias)) for alias in self.settings.databases
         ]
+        dispatching.append(Loop("given up", self.stranded.tick))
         upkeep = [
             Loop("consumer leases", self.holder.tick),
             Loop("keep-alive", self.consumer.keep_alive),
@@ -174,6 +185,9 @@ class _Process:
         for threads in (self.handler_threads, self.store_threads, self.lease_threads):
             threads.close(wait=False)
         return ConsumeReport(totals=self.consumer.totals, left=left, finished=finished, waiting=waiting)
+
+    def _info(self) -> dict[str, object]:
+        return {"pulling": sorted(f.lease for f in self.feeds if f.is_pulling), **self.stranded.info}
 
     async def _dispatch(self, alias: str) -> float:
         return await self.consumer.dispatch_deferred(self._held_sources(), alias)

@@ -22,6 +22,7 @@ from jetbridge.deferred import store as deferred
 from jetbridge.envelope import Position
 from jetbridge.inbox import store as inbox
 from jetbridge.models import DeadLetterState
+from jetbridge.models.deferred import DeferredKind
 from jetbridge.registry import registry
 
 NO_INBOX_ROW: Final = "its inbox row is gone or no longer dead"
@@ -144,7 +145,7 @@ def _handlers_now(letter: DeadLetterRecord, settings: Settings) -> list[tuple[st
 
 
 def _defer(letter: DeadLetterRecord, handler: str, using: str) -> None:
-    added = deferred.add_redrive(
+    added = deferred.add(
         handler=handler,
         source=letter.source,
         event_id=letter.event_id,
@@ -155,6 +156,7 @@ def _defer(letter: DeadLetterRecord, handler: str, using: str) -> None:
         sequence=letter.sequence,
         headers=letter.headers,
         body=letter.body,
+        kind=DeferredKind.REDRIVE,
         using=using,
     )
     if not added:

@@ -28,7 +28,7 @@ class DeferredRecord:
     body: bytes
 
 
-def add_redrive(
+def add(
     *,
     handler: str,
     source: str,
@@ -40,6 +40,7 @@ def add_redrive(
     sequence: int,
     headers: Mapping[str, str],
     body: bytes,
+    kind: DeferredKind,
     using: str,
 ) -> bool:
     """Put a message at the head of its key's queue, due now. ``False``: it waits there already."""
@@ -57,7 +58,7 @@ def add_redrive(
                     sequence=sequence,
                     headers=dict(headers),
                     body=body,
-                    kind=DeferredKind.REDRIVE,
+                    kind=kind,
                     due_at=WallClock(),
                 )
             ]

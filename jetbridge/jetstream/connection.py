@@ -13,7 +13,7 @@ import logging
 import random
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
 
@@ -21,7 +21,7 @@ from nats.errors import NoServersError
 
 from jetbridge.errors import BrokerUnreachable
 from jetbridge.jetstream import wire
-from jetbridge.jetstream.client import Client
+from jetbridge.jetstream.client import Client, Handler
 from jetbridge.jetstream.denials import Denial, Denials, PermissionDenied
 from jetbridge.jetstream.dialer import Dialer
 from jetbridge.jetstream.logs import Hush, logger, redact, secrets_of
@@ -54,6 +54,7 @@ class Connection:
         self.denied = ""
         self.denials = Denials()
         self._session: Session | None = None
+        self._standing: dict[str, tuple[Handler, Callable[[], None]]] = {}
         self._supervisor: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self._closed = False
@@ -153,6 +154,18 @@ class Connection:
     def push(self, frames: bytes) -> bool:
         """Queue protocol frames on the living session; ``False`` if there is none or it is choked."""
         return self._session is not None and self._session.client.push(frames)
+
+    def listen(self, subject: str, handler: Handler, *, on_denied: Callable[[], None]) -> None:
+        """
+        Hear ``subject`` on this session, if there is one, and on every later one before anybody else uses it.
+
+        Args:
+            on_denied: Called each time the server refuses the subscription; the connection lives on without it.
+        """
+        self._standing[subject] = (handler, on_denied)
+        self.denials.expect(subject)
+        if self._session is not None:
+            self._session.client.listen(subject, handler)
 
     async def request(self, subject: str, body: bytes = b"", *, timeout_s: float = 5.0) -> bytes:
         """
@@ -275,6 +288,8 @@ class Connection:
             await client.discard()
 
     def _begin_session(self, session: Session) -> None:
+        for subject, (handler, _) in self._standing.items():
+            session.client.listen(subject, handler)
         self.epoch = session.epoch
         self._session = session
         self.last_error = self.denied = ""
@@ -293,12 +308,18 @@ class Connection:
 
     def _on_denial(self, session: Session, denial: Denial) -> None:
         """
-        The right to the reply inbox was taken away while we work: the server has removed the subscription.
+        A subscription that the server does not take, or has removed.
 
-        It would not come back with the right, and a deaf relay sends each page again and again, stored each time.
+        That of the reply inbox is removed when the right to it is taken away while we work. It would not come back
+        with the right, and a deaf relay sends each page again and again, stored each time.
         """
-        if denial.is_subscription and denial.subject == session.reply_subject.lower():
+        if not denial.is_subscription:
+            return
+        if denial.subject == session.reply_subject.lower():
             self._end_session(session, "this user may not subscribe to its reply inbox any more")
+        for subject, (_, on_denied) in self._standing.items():
+            if denial.subject == subject.lower():
+                on_denied()
 
     def _tell(self) -> None:
         self._changed.set()

@@ -57,6 +57,7 @@ class Denials:
 
     def __init__(self) -> None:
         self._listeners: dict[int, Callable[[Denial], None]] = {}
+        self._expected: set[str] = set()
         self._counter = 0
 
     def listen(self, listener: Callable[[Denial], None]) -> Callable[[], None]:
@@ -65,6 +66,14 @@ class Denials:
         key = self._counter
         self._listeners[key] = listener
         return lambda: self._listeners.pop(key, None) and None
+
+    def expect(self, subject: str) -> None:
+        """Somebody asks for ``subject``, can do without it, and says so himself."""
+        self._expected.add(subject.lower())
+
+    def is_expected(self, subject: str) -> bool:
+        """Whether :meth:`expect` was called for it."""
+        return subject.lower() in self._expected
 
     def tell(self, denial: Denial) -> None:
         """Tell everybody. Who raises keeps nobody else from hearing it, and does not end the loop that reads."""

@@ -125,6 +125,12 @@ class Dialer:
         denial = read_denial(str(error))
         if denial is not None:
             self._denials.tell(denial)
-            if denial.is_subscription and denial.subject.startswith(f"{self._options.inbox_prefix}.".lower()):
-                return  # each attempt has an inbox of its own, so this would be a new line each; verify() says it once
+            if denial.is_subscription and self._is_said_elsewhere(denial.subject):
+                return
         self._note(error)
+
+    def _is_said_elsewhere(self, subject: str) -> bool:
+        """An inbox by verify(), and once: each attempt has one of its own. What may be refused by who asked for it."""
+        return subject.startswith(f"{self._options.inbox_prefix}.".lower()) or self._denials.is_expected(
+            subject
+        )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from jetbridge.conf import Settings
+from jetbridge.jetstream.advisories import advisory_subjects
 from jetbridge.jetstream.provision_spec import ConsumerSpec, wanted
 
 Role = Literal["relay", "worker", "admin"]
@@ -21,17 +22,29 @@ API: Final = "$JS.API"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Permissions:
-    """Subjects that one user may publish to and subscribe to."""
+    """
+    Subjects that one user may publish to and subscribe to.
+
+    Args:
+        optional: What he may publish to as well, if the deployment wants it: subject and what it is for.
+    """
 
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
+    optional: tuple[tuple[str, str], ...] = ()
 
 
 def permissions(settings: Settings, role: Role) -> Permissions:
     """The allow-lists of ``role``; everything else is denied."""
+    optional: dict[str, str]
     publish = {"relay": _relay, "worker": _worker, "admin": _admin}[role](settings)
+    subscribe, optional = [f"{settings.inbox_prefix_for(role)}.>"], {}
+    if role == "worker":
+        for durable in wanted(settings)[1]:
+            subscribe += advisory_subjects(durable.stream, durable.name)
+            optional[f"{API}.STREAM.MSG.GET.{durable.stream}"] = SAVE
     return Permissions(
-        publish=tuple(dict.fromkeys(publish)), subscribe=(f"{settings.inbox_prefix_for(role)}.>",)
+        publish=tuple(dict.fromkeys(publish)), subscribe=tuple(subscribe), optional=tuple(optional.items())
     )
 
 
@@ -47,7 +60,7 @@ def render(settings: Settings, role: Role) -> str:
             f"  user: {user}",
             f"  password: {password}  # read from the environment of nats-server",
             "  permissions: {",
-            *_list("publish", allowed.publish),
+            *_list("publish", allowed.publish, allowed.optional),
             *_list("subscribe", allowed.subscribe),
             "  }",
             "}",
@@ -62,8 +75,14 @@ PURPOSE: Final = {
 }
 
 
-def _list(name: str, subjects: tuple[str, ...]) -> list[str]:
-    return [f"    {name}: [", *(f'      "{one}"' for one in subjects), "    ]"]
+# Only where somebody else made the durable; it reads every message of the stream, also those of other services.
+SAVE: Final = "optional, saves messages that a durable with a finite max_deliver gives up"
+
+
+def _list(name: str, subjects: tuple[str, ...], optional: tuple[tuple[str, str], ...] = ()) -> list[str]:
+    lines = [f'      "{one}"' for one in subjects]
+    lines += [f'      # "{one}"  # {purpose}' for one, purpose in optional]
+    return [f"    {name}: [", *lines, "    ]"]
 
 
 def _relay(settings: Settings) -> list[str]:

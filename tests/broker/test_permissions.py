@@ -230,9 +230,13 @@ def test_the_text_is_an_entry_for_the_servers_users() -> None:
         '      "$JS.API.CONSUMER.INFO.jetbridge-billing.web-shop-workers"\n'
         '      "$JS.ACK.jetbridge-billing.web-shop-workers.>"\n'
         '      "$JS.ACK.*.*.jetbridge-billing.web-shop-workers.>"\n'
+        '      # "$JS.API.STREAM.MSG.GET.jetbridge-billing"  # optional, saves messages that a durable with a finite '
+        "max_deliver gives up\n"
         "    ]\n"
         "    subscribe: [\n"
         '      "_INBOX_web-shop_worker.>"\n'
+        '      "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.jetbridge-billing.web-shop-workers"\n'
+        '      "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.jetbridge-billing.web-shop-workers"\n'
         "    ]\n"
         "  }\n"
         "}"

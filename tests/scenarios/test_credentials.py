@@ -6,8 +6,11 @@ The server traces every protocol line; from that we know what the two processes 
 
 from __future__ import annotations
 
+import asyncio
+import json
 import re
 
+import nats
 import pytest
 
 import jetbridge
@@ -59,7 +62,8 @@ def locked(transactional_db: None, handlers: None, server: NatsServer) -> World:
     # A restart, since a reload cannot bring accounts with JetStream into being.
     server.extra = (
         f'trace: true\njetstream {{ store_dir: "@STORE@" }}\n'
-        f"accounts {{ BRIDGE {{ jetstream: enabled, users: [\n{users}\n] }} }}"
+        f"accounts {{ BRIDGE {{ jetstream: enabled, users: [\n{users}\n"
+        "{ user: all, password: secret-all }\n] } }"
     )
     server.restart()
     for keys, role in ((world.publisher, "admin"), (world.consumer, "admin")):
@@ -82,7 +86,7 @@ def test_relay_and_consumer_work_with_the_least_rights(
 ):
     """
     An event goes all the way, a failing one becomes a dead letter and its notice is relayed; of the JetStream
-    API the two lasting processes use CONSUMER.MSG.NEXT of the own durable alone.
+    API the two lasting processes use CONSUMER.MSG.NEXT and CONSUMER.INFO of the own durable alone.
     """
     world = locked.provision()
     place = f"jetbridge-{world.shop}.{world.billing}-workers"
@@ -101,7 +105,7 @@ def test_relay_and_consumer_work_with_the_least_rights(
     of_worker = asked(server, f"{world.billing}_worker")
     assert {s for s in of_relay if not s.startswith("_INBOX_")} == {f"{world.shop}.sync.{world.billing}"}
     api = {s for s in of_worker if s.startswith("$JS.API")}
-    assert api == {f"$JS.API.CONSUMER.MSG.NEXT.{place}"}
+    assert api == {f"$JS.API.CONSUMER.MSG.NEXT.{place}", f"$JS.API.CONSUMER.INFO.{place}"}
     assert all(s.startswith((f"$JS.ACK.{place}.", "_INBOX_")) for s in of_worker - api)
     assert "violation" not in server.log.lower()
 
@@ -135,6 +139,65 @@ def test_one_shot_runs_work_with_the_same_rights(locked: World, server: NatsServ
     api = {s.split(".")[3] for s in asked(server, f"{world.billing}_worker") if s.startswith("$JS.API")}
     assert api == {"MSG", "INFO"}
     assert "violation" not in server.log.lower()
+
+
+def test_a_user_without_the_advisories_works_and_is_told_once(
+    locked: World, server: NatsServer, processes: Processes
+):
+    """
+    The list of an earlier version lacks them. The consumer says what it cannot hear, once, also after a reconnect,
+    and does its work. Red if a refused subscription counts as trouble with the connection.
+    """
+    world = locked.provision()
+    lines = [line for line in server.extra.splitlines() if "$JS.EVENT" not in line]
+    server.extra = "\n".join(lines)
+    server.restart()
+    with world.as_shop():
+        jetbridge.publish("order.placed", {"id": 1})
+    one_shot = ("--until-empty", "--timeout", "15")
+    relay = processes.relay(world, *one_shot, NATS_URLS=[address(server, world.shop, "relay")])
+    assert relay.wait() == 0, relay.log
+
+    consumer = processes.consumer(world, HANDLER, NATS_URLS=[address(server, world.billing, "worker")])
+    eventually(lambda: Invoice.objects.count() == 1, 20)
+    refused = server.log.lower().count("subscription violation")
+    server.restart()
+    eventually(lambda: server.log.lower().count("subscription violation") == 2 * refused, 20)
+    assert consumer.terminate() == 0
+
+    assert refused == 2
+    assert consumer.log.count("may not listen to the advisories of its durables") == 1
+    assert "violation" not in consumer.log.lower()
+
+
+def test_a_message_that_may_not_be_read_is_told_with_the_remedy(
+    locked: World, server: NatsServer, processes: Processes
+):
+    """The printed list leaves STREAM.MSG.GET out. One error, no loop; and with it the message is saved."""
+    world = locked.provision()
+    stream, name = f"jetbridge-{world.shop}", f"{world.billing}-workers"
+    keys = {"NATS_URLS": [address(server, world.billing, "worker")]}
+    consumer = processes.consumer(world, HANDLER, **keys).says("Pulling")
+    advisory = {"stream": stream, "consumer": name, "stream_seq": 1, "deliveries": 3}
+
+    as_the_server_says(server, f"MAX_DELIVERIES.{stream}.{name}", json.dumps(advisory).encode())
+
+    consumer.says(f"has given up message 1 of stream {stream} after 3 deliveries. It stays in the stream.")
+    consumer.says(f"Allow $JS.API.STREAM.MSG.GET.{stream} to save such messages")
+    assert consumer.terminate() == 0
+    assert consumer.log.count("has given up message 1 ") == 1
+
+
+def as_the_server_says(server: NatsServer, what: str, body: bytes) -> None:
+    """A bystander whom the account allows anything publishes an advisory."""
+
+    async def main() -> None:
+        client = await nats.connect(server.url.replace("//", "//all:secret-all@"))
+        await client.publish(f"$JS.EVENT.ADVISORY.CONSUMER.{what}", body)
+        await client.flush()
+        await client.close()
+
+    asyncio.run(main())
 
 
 def test_the_wrong_users_are_named_in_the_log(locked: World, server: NatsServer, processes: Processes):
