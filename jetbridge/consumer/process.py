@@ -150,7 +150,8 @@ class _Process:
         )
 
     def _info(self) -> dict[str, object]:
-        info: dict[str, object] = {"pulling": sorted(f.lease for f in self.feeds if f.is_pulling)}
+        pulling = sorted(feed.lease for feed in self.feeds if feed.is_pulling)
+        info: dict[str, object] = {"pulling": pulling, **self.stranded.info}
         return {**info, "draining": True} if self.draining else info
 
     async def run(self, stop: asyncio.Event, *, until_empty: bool, timeout_s: float | None) -> ConsumeReport:
@@ -185,9 +186,6 @@ class _Process:
         for threads in (self.handler_threads, self.store_threads, self.lease_threads):
             threads.close(wait=False)
         return ConsumeReport(totals=self.consumer.totals, left=left, finished=finished, waiting=waiting)
-
-    def _info(self) -> dict[str, object]:
-        return {"pulling": sorted(f.lease for f in self.feeds if f.is_pulling), **self.stranded.info}
 
     async def _dispatch(self, alias: str) -> float:
         return await self.consumer.dispatch_deferred(self._held_sources(), alias)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.outage.run import Plan, run
-from tests.outage.verdict import table
+from tests.outage.verdict import FIRST_EVENT_S, table
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -30,7 +30,14 @@ def main(arguments: Sequence[str]) -> int:
     if options.lease is not None:
         half = options.lease / 2
         keys = {"LEASE_S": options.lease, "ACK_WAIT_S": half, "PUBLISH_TIMEOUT_S": half}
-    plan = Plan(of=options.of, db=database, minutes=options.minutes, how=options.how, keys=keys)
+    plan = Plan(
+        of=options.of,
+        db=database,
+        minutes=options.minutes,
+        how=options.how,
+        first_event_s=options.first_event,
+        keys=keys,
+    )
     started = time.monotonic()
 
     def say(text: str) -> None:
@@ -59,6 +66,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--db", choices=("sqlite", "postgres"), help="of both services")
     parser.add_argument("--how", choices=("stop", "kill"), default="stop")
     parser.add_argument("--lease", type=float, metavar="S", help="LEASE_S; default: the product's")
+    parser.add_argument(
+        "--first-event",
+        type=float,
+        default=FIRST_EVENT_S,
+        metavar="S",
+        help="longest time to the first event after the end; the promise is %(default)g, on a machine that has time",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the verdict there")
     return parser
 

@@ -55,6 +55,7 @@ class Plan:
     Args:
         of: Which server goes away: ``nats`` or ``postgres``.
         how: ``stop`` (it says goodbye) or ``kill``.
+        first_event_s: Longest time from the end of the outage to the first event.
         keys: More of ``JETBRIDGE``; by default the product's own defaults are on trial.
     """
 
@@ -62,6 +63,7 @@ class Plan:
     db: str
     minutes: float
     how: str
+    first_event_s: float
     keys: Mapping[str, Any]
 
 
@@ -175,7 +177,7 @@ def _outage(
         count=count(),
     )
     asked = {"of": plan.of, "db": plan.db, "how": plan.how, "settings": dict(plan.keys)}
-    return document(asked, plan.minutes, measured)
+    return document(asked, plan.minutes, measured, first_event_s=plan.first_event_s)
 
 
 def _log_lines(workers: Mapping[str, Process]) -> dict[str, int]:
