@@ -25,6 +25,7 @@ dead_lettered       a dead letter is committed                        ``using``,
 from __future__ import annotations
 
 import logging
+from asyncio import CancelledError
 from typing import Final
 
 from django.dispatch import Signal
@@ -42,6 +43,12 @@ dead_lettered = Signal()
 
 def send(signal: Signal, **facts: object) -> None:
     """Tell the receivers; what they raise is logged and goes no further."""
-    for receiver, answer in signal.send_robust(sender=SENDER, **facts):
+    try:
+        answers = signal.send_robust(sender=SENDER, **facts)
+    except (SystemExit, GeneratorExit, CancelledError) as error:
+        # Django lets through what is no Exception. A receiver that calls sys.exit() would end a relay without a drain.
+        logger.error("A signal receiver raised %r; those after it were not told.", error, exc_info=error)
+        return
+    for receiver, answer in answers:
         if isinstance(answer, Exception):
             logger.error("A signal receiver failed: %r", receiver, exc_info=answer)
