@@ -42,6 +42,7 @@ class Settings:
     duplicate_window_s: float
     max_messages_per_subject: int
     databases: tuple[str, ...]
+    database_timeout_s: float
     require_atomic: bool
     max_payload_bytes: int
     poll_interval_s: float

@@ -87,6 +87,13 @@ OPTIONS: Final[tuple[Option, ...]] = (
         help="Database aliases that have jetbridge's tables; each needs its own relay (`--database`).",
     ),
     Option(
+        key="DATABASE_TIMEOUT_S",
+        parse=kinds.number(0.5, 3_600),
+        default=30.0,
+        help="Seconds after which a query of the relay, or of the consumer's own bookkeeping, counts as an outage of "
+        "the database: its session is cut, and it is tried again. Handlers are not limited by it.",
+    ),
+    Option(
         key="REQUIRE_ATOMIC",
         parse=kinds.boolean,
         default=False,

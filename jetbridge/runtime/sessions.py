@@ -5,12 +5,17 @@ A copy of a handler that is stopped or powered off holds its inbox row until the
 a dead machine by TCP keepalives of its own, and ends a stopped process's transaction by
 ``idle_in_transaction_session_timeout``. The other way round the client's keepalives and its
 ``tcp_user_timeout`` find a database that went away without a word.
+
+None of them ends a statement that waits: for a lock somebody holds for ever, or for a server that is frozen and
+whose kernel still acknowledges every byte. For jetbridge's own statements :func:`limit_this_thread` does the
+one, and :func:`interrupt` the other.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Final
@@ -37,6 +42,11 @@ SERVER_SIDE: Final[Mapping[str, str]] = {
 # Also in the middle of a statement. PostgreSQL refuses it where the platform cannot tell.
 _WHILE_BUSY: Final = "SET client_connection_check_interval = '10s'"
 MARGIN_S: Final = (1.0, 30.0)
+# The server gives up first: a lock that is held then costs a statement, and not the session with it.
+STATEMENT_SHARE: Final = 0.8
+SQLITE_TIMEOUT_S: Final = 5.0  # the driver's
+SQLITE_MARGIN_S: Final = 5.0
+_this_thread = threading.local()
 
 
 def idle_limit_s(timeout_s: float) -> float:
@@ -74,7 +84,8 @@ def limit_idle_transactions(aliases: Iterable[str], *, idle_s: float) -> Callabl
 
     def prepare(*, connection: BaseDatabaseWrapper, **_: object) -> None:
         if connection.alias in wanted and connection.vendor == "postgresql":
-            limits = {**SERVER_SIDE, "idle_in_transaction_session_timeout": f"{int(idle_s * 1000)}ms"}
+            limit_s = _limit_s(connection) or idle_s
+            limits = {**SERVER_SIDE, "idle_in_transaction_session_timeout": f"{int(limit_s * 1000)}ms"}
             with connection.cursor() as cursor:
                 cursor.execute("; ".join(f"SET {name} = '{value}'" for name, value in limits.items()))
                 if not connection.in_atomic_block and connection.get_autocommit():
@@ -87,6 +98,70 @@ def limit_idle_transactions(aliases: Iterable[str], *, idle_s: float) -> Callabl
         connection_created.disconnect(prepare)
 
     return undo
+
+
+def deadline_s(wanted_s: float, aliases: Iterable[str]) -> float:
+    """
+    A deadline for threads that use ``aliases``: ``wanted_s``, or longer where the database has a limit of its own.
+
+    SQLite waits for its one writer as long as ``OPTIONS["timeout"]`` says, and nothing ends that wait earlier. A
+    shorter deadline would only add one thread more to those that wait.
+    """
+    found = [wanted_s]
+    for alias in aliases:
+        if connections[alias].vendor == "sqlite":
+            own_s = float(connections.settings[alias].get("OPTIONS", {}).get("timeout", SQLITE_TIMEOUT_S))
+            found.append(own_s + SQLITE_MARGIN_S)
+    return max(found)
+
+
+def limit_this_thread(seconds: float) -> None:
+    """
+    PostgreSQL ends what a session of this thread does, a little before ``seconds`` are over, from the next one on.
+
+    A client that was cut off or stopped would else leave its statement behind: one backend more waits for the
+    lock at each new try, until there are no connections left. And a stopped one keeps the locks of its
+    transaction. Sessions that are shared with others are left as they are.
+    """
+    _this_thread.limit_s = seconds * STATEMENT_SHARE
+
+
+def _limit_s(connection: BaseDatabaseWrapper) -> float | None:
+    """
+    ``None`` also for a session that other threads or programs get: of Django's pool, or of a pooler in
+    transaction mode, for which Django wants that setting.
+    """
+    known = connection.settings_dict
+    if known.get("OPTIONS", {}).get("pool") or known.get("DISABLE_SERVER_SIDE_CURSORS"):
+        return None
+    return getattr(_this_thread, "limit_s", None)
+
+
+def _limit(*, connection: BaseDatabaseWrapper, **_: object) -> None:
+    limit_s = _limit_s(connection)
+    if limit_s is not None and connection.vendor == "postgresql":
+        limit_ms = max(1, int(limit_s * 1000))
+        with connection.cursor() as cursor:
+            cursor.execute(
+                f"SET statement_timeout = {limit_ms}; SET idle_in_transaction_session_timeout = {limit_ms}"
+            )
+
+
+connection_created.connect(_limit, dispatch_uid="jetbridge.runtime.sessions")
+
+
+def interrupt(session: BaseDatabaseWrapper) -> None:
+    """
+    End what another thread does in a session, without waiting: its statement fails, as in an outage.
+
+    PostgreSQL's at its socket. SQLite is asked to stop; where it waits for a lock, its own time-out is the end.
+    """
+    connection = session.connection
+    if connection is not None:
+        if session.vendor == "sqlite":
+            connection.interrupt()
+        else:
+            cut(session)
 
 
 def cut(session: BaseDatabaseWrapper) -> None:

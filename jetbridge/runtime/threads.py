@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import itertools
+import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass
 from queue import SimpleQueue
-from threading import Thread
-from typing import ParamSpec, TypeVar
+from threading import Lock, Thread
+from typing import Final, ParamSpec, TypeVar
 
 from asgiref.sync import async_to_sync, sync_to_async
 from django.db import DatabaseError, InterfaceError, connections
@@ -27,6 +30,18 @@ from jetbridge.runtime import sessions
 P = ParamSpec("P")
 T = TypeVar("T")
 IDLE = 0  # PQTRANS_IDLE of libpq
+# Threads that hang beyond their deadline and do not come back when their session is cut: each keeps its memory.
+LOST_AT_MOST: Final = 8
+GRACE_S: Final = 0.2
+
+
+class Overdue(InterfaceError):
+    """
+    A job on a thread has not ended within its deadline; for its caller an outage of the database.
+
+    Its session is cut, so the database rolls back what it had not committed. Whether the last commit came
+    through is not known, as after any lost connection.
+    """
 
 
 class Threads:
@@ -39,19 +54,24 @@ class Threads:
     Args:
         name: Prefix of the threads' names.
         size: Number of threads, and so of connections per alias in use.
+        deadline_s: Seconds that a job may take, counted from its start. One that takes longer loses its session,
+            and its thread is replaced. ``None`` for users' code, which may take as long as it likes.
     """
 
-    def __init__(self, name: str, size: int) -> None:
+    def __init__(self, name: str, size: int, *, deadline_s: float | None = None) -> None:
+        self.name = name
         self.size = size
-        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._deadline_s = deadline_s
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._closed = False
-        self._sessions: list[BaseDatabaseWrapper] = []
-        self._threads = [
-            Thread(target=self._work, name=f"jetbridge-{name}_{number}", daemon=True)
-            for number in range(size)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._numbers = itertools.count()
+        self._workers: list[Worker] = []
+        self._lost: list[Worker] = []
+        self._hire()
+
+    def are_lost(self) -> bool:
+        """Whether so many hang that none is replaced any more: nothing is done until one returns."""
+        return sum(worker.thread.is_alive() for worker in self._lost) >= LOST_AT_MOST
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """
@@ -60,14 +80,16 @@ class Threads:
         A cancelled caller does not stop the thread: what it began, it finishes.
 
         Raises:
+            Overdue: It has not ended within the deadline, or all threads hang.
             RuntimeError: The pool is closed.
         """
         if self._closed:
             raise RuntimeError("These threads are closed; nothing may be run on them any more.")
+        self._hire()
         context = contextvars.copy_context()
         future: Future[T] = Future()
 
-        def job() -> None:
+        def work() -> None:
             if not future.set_running_or_notify_cancel():
                 return
             try:
@@ -75,8 +97,58 @@ class Threads:
             except BaseException as error:  # the caller's to judge, on its side
                 future.set_exception(error)
 
+        job = Job(work=work, name=getattr(function, "__qualname__", repr(function)))
+        answer = asyncio.wrap_future(future)
         self._jobs.put(job)
-        return await asyncio.wrap_future(future)
+        try:
+            if self._deadline_s is not None:
+                await self._within(job, answer, self._deadline_s)
+            return await answer
+        finally:
+            answer.cancel()
+
+    async def _within(self, job: Job, answer: asyncio.Future[T], deadline_s: float) -> None:
+        """
+        Wait for an answer.
+
+        Raises:
+            Overdue: There is none.
+        """
+        while not answer.done():
+            begun_at = job.begun_at
+            if begun_at is None:  # in front of it are jobs with deadlines of their own
+                if self.are_lost():
+                    raise Overdue(
+                        f"{LOST_AT_MOST} threads of {self.name!r} hang and do not come back, so {job.name} "
+                        f"was not run. Look for what they wait for, then restart the process."
+                    )
+                await asyncio.wait((answer,), timeout=min(deadline_s, 1.0))
+                continue
+            left_s = begun_at + deadline_s - time.monotonic()
+            # Never no time at all: of a process that was stopped meanwhile the answer is there, but not read.
+            done, _ = await asyncio.wait((answer,), timeout=max(left_s, GRACE_S))
+            if not done and left_s <= GRACE_S and self._replace(job):
+                raise Overdue(
+                    f"{job.name} has not ended within {deadline_s:g} s: the database does not answer, or somebody "
+                    f"holds a lock for that long. Its session was cut."
+                )
+
+    def _replace(self, job: Job) -> bool:
+        """Take the thread of a job that hangs out of the pool; ``False`` if it has just ended."""
+        for worker in self._workers:
+            if worker.retire(job):
+                self._workers.remove(worker)
+                self._lost = [*(one for one in self._lost if one.thread.is_alive()), worker]
+                worker.cut()
+                self._hire()
+                return True
+        return False
+
+    def _hire(self) -> None:
+        while len(self._workers) < self.size and not self._closed and not self.are_lost():
+            worker = Worker(f"jetbridge-{self.name}_{next(self._numbers)}", self._jobs, self._deadline_s)
+            self._workers.append(worker)
+            worker.thread.start()
 
     def cut(self) -> None:
         """
@@ -84,28 +156,68 @@ class Threads:
 
         For a process that is about to end. What the jobs notice of it is an outage.
         """
-        for session in list(self._sessions):
-            if session.in_atomic_block:
-                session.connect = _refuse  # type: ignore[method-assign]
-                with suppress(Exception):  # it has just ended by itself
-                    sessions.cut(session)
+        for worker in self._workers:
+            worker.cut(only_transactions=True)
 
     def close(self, *, wait: bool = True) -> None:
         """Close every thread's connections and end the threads; with ``wait=False`` running ones are left behind."""
         if not self._closed:
             self._closed = True
-            for _ in self._threads:
+            for _ in self._workers:
                 self._jobs.put(None)
         if wait:
-            for thread in self._threads:
-                thread.join()
+            for worker in self._workers:
+                worker.thread.join()
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Job:
+    """Something to do on a thread, and since when it is being done."""
+
+    work: Callable[[], None]
+    name: str
+    begun_at: float | None = None
+
+
+class Worker:
+    """One thread of a pool, its sessions, and the job it is doing."""
+
+    def __init__(self, name: str, jobs: SimpleQueue[Job | None], deadline_s: float | None) -> None:
+        self.thread = Thread(target=self._work, name=name, daemon=True)
+        self._jobs = jobs
+        self._deadline_s = deadline_s
+        self._lock = Lock()
+        self._job: Job | None = None
+        self._retired = False
+        self._sessions: list[BaseDatabaseWrapper] = []
+
+    def retire(self, job: Job) -> bool:
+        """If it is still at ``job``: let that be its last one."""
+        with self._lock:
+            self._retired = self._job is job
+            return self._retired
+
+    def cut(self, *, only_transactions: bool = False) -> None:
+        """End its sessions under whatever it does, and let it open no new ones."""
+        for session in list(self._sessions):
+            if session.in_atomic_block or not only_transactions:
+                session.connect = _refuse  # type: ignore[method-assign]
+                with suppress(Exception):  # it has just ended by itself
+                    (sessions.cut if only_transactions else sessions.interrupt)(session)
 
     def _work(self) -> None:
+        if self._deadline_s is not None:
+            sessions.limit_this_thread(self._deadline_s)
         self._sessions.extend(connections.all())  # each thread has wrappers of its own, made here
-        while (job := self._jobs.get()) is not None:
-            job()
+        while not self._retired and (job := self._jobs.get()) is not None:
+            self._job = job
+            job.begun_at = time.monotonic()
+            job.work()
+            with self._lock:
+                self._job = None
             del job  # or an idle thread keeps the last message's payload
-        connections.close_all()
+        with suppress(Exception):  # of a session that was cut
+            connections.close_all()
 
 
 def _refuse() -> None:
