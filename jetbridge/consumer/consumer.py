@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from asyncio import CancelledError
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from jetbridge.consumer.delivery import Held, Item
 from jetbridge.consumer.execute import ABANDONED, Settled, Settlement, Wait, execute
 from jetbridge.consumer.lanes import Lanes
 from jetbridge.consumer.outages import Outages
+from jetbridge.consumer.overdue import Overdue
 from jetbridge.consumer.slots import Slots
 from jetbridge.deferred import store as deferred
 from jetbridge.inbox import store as inbox
@@ -31,6 +33,7 @@ from jetbridge.jetstream import acks
 from jetbridge.jetstream.connection import Connection
 from jetbridge.jetstream.incoming import Incoming
 from jetbridge.registry import Registry
+from jetbridge.runtime.service import is_cancelled
 from jetbridge.runtime.threads import Threads
 
 logger = logging.getLogger("jetbridge.consumer")
@@ -84,6 +87,8 @@ class Consumer:
         self._running: set[Item] = set()
         self._in_hand: Counter[str] = Counter()
         self._outages = Outages()
+        self._has_lost_a_lane = False
+        self.overdue = Overdue(self._running, timeout_s=settings.handler_timeout_s, size=threads.size)
         self.on_room: Callable[[str], None] = lambda feed: None
         self.is_ours: Callable[[Held], bool] = lambda message: True
 
@@ -118,9 +123,13 @@ class Consumer:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
+        error = CancelledError() if task.cancelled() else task.exception()
+        if error is not None and not self._draining.is_set():
+            self._has_lost_a_lane = True
             logger.error(
-                "A delivery task failed; its message will be redelivered.", exc_info=task.exception()
+                "A delivery task ended. Its message, and all behind it, stay where they are until this process "
+                "is started anew.",
+                exc_info=error,
             )
 
     def in_hand(self, feed: str) -> int:
@@ -153,6 +162,7 @@ class Consumer:
                 if self._draining.is_set():
                     return None
                 self._running.add(item)
+                item.began_at = time.monotonic()
                 try:
                     settlement = await self._attempt(item)
                 finally:
@@ -215,7 +225,9 @@ class Consumer:
             )
         except (DatabaseError, InterfaceError) as error:
             return Wait(delay_s=OUTAGE_DELAY_S, why=str(error).strip(), away=retry.is_away(error))
-        except Exception as error:  # a fault of ours must not lose the lane
+        except (Exception, SystemExit, CancelledError) as error:  # a fault of ours must not lose the lane
+            if is_cancelled():
+                raise
             logger.exception("An attempt could not be recorded; trying again.")
             return Wait(delay_s=OUTAGE_DELAY_S, why=repr(error))
 
@@ -259,10 +271,15 @@ class Consumer:
                 sequence=message.sequence,
             )
 
+    def has_lost_a_lane(self) -> bool:
+        """Whether a lane stands still because nobody works on it any more."""
+        return self._has_lost_a_lane
+
     # --- loops -----------------------------------------------------------------------------------
 
     async def keep_alive(self) -> float:
         """Tell the server about every message in hand, so that it does not give it to another."""
+        self.overdue.say()
         interval_s = self._settings.ack_wait_s / 3
         now = time.monotonic()
         for message in list(self._messages):

@@ -39,6 +39,7 @@ class Item:
 
     Attributes:
         began: It has been attempted.
+        began_at: When its running attempt began, monotonic.
         alone: A process died of it: it runs while nothing else does.
         waits: How often in a row it had to, through no failure of its own.
     """
@@ -46,8 +47,15 @@ class Item:
     job: Job
     message: Held
     began: bool = False
+    began_at: float = 0.0
     alone: bool = False
     waits: int = 0
+
+    @property
+    def title(self) -> str:
+        """Handler and event, for people."""
+        received = self.job.received
+        return f"{self.job.handler_name or 'no handler'} {received.source}/{received.event_id}"
 
     def lane(self) -> Hashable:
         """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from jetbridge.jetstream.puller import Puller
 logger = logging.getLogger("jetbridge.consumer")
 
 STOP_S = 5.0
+DEAF_S = 20.0  # it turns every second
 
 
 class Feed:
@@ -62,6 +64,7 @@ class Feed:
 
     async def tick(self) -> float:
         """Follow the lease; returns seconds to sleep."""
+        self._check_pulling()
         held = self._is_held(self.lease)
         if held and self._puller is None:
             self._begin()
@@ -69,6 +72,25 @@ class Feed:
             await self._lose()
         self._say_missing()
         return 0.1
+
+    def _check_pulling(self) -> None:
+        """
+        Pulling ends when we stop it, and not otherwise.
+
+        Raises:
+            Exception: What ended it. The next tick begins anew.
+        """
+        task = self._task
+        if self._puller is None or task is None or not task.done() or self._connection.is_closed:
+            return
+        self._puller = self._task = None
+        task.result()
+        raise RuntimeError(f"Pulling {self.durable} ended by itself.")
+
+    def is_deaf(self) -> bool:
+        """Whether the pull loop has stood still for so long that it cannot be waiting for anything."""
+        puller = self._puller
+        return puller is not None and time.monotonic() - puller.turned_at > DEAF_S
 
     def _begin(self) -> None:
         lease_s = self._settings.lease_s

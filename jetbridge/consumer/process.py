@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -27,6 +27,8 @@ from jetbridge.leases import store as leases
 from jetbridge.leases.heartbeat import Heartbeat
 from jetbridge.leases.holder import LeaseHolder
 from jetbridge.registry import registry
+from jetbridge.runtime.limits import limits_of
+from jetbridge.runtime.loops import Loops
 from jetbridge.runtime.process import Until, quietly, run_until
 from jetbridge.runtime.service import Loop
 from jetbridge.runtime.sessions import idle_limit_s, limit_idle_transactions
@@ -36,6 +38,8 @@ from jetbridge.runtime.threads import Threads
 logger = logging.getLogger("jetbridge.consumer")
 FIRST_CONNECT_S = 10.0
 END_S = 5.0
+# The server is asked to stop, what it sent before is taken, and the pull loop ends: each step has its own limit.
+FEED_LIMIT_S = 30.0
 GIVE_BACK_EVERY_S = 0.05
 
 
@@ -81,8 +85,9 @@ async def run_consumer(
     try:
         if until_empty and not await connection.ready(min(FIRST_CONNECT_S, timeout_s or FIRST_CONNECT_S)):
             raise BrokerUnreachable(connection.why_unreachable())
-        process = _Process(settings, connection)
-        return await process.run(stop, until_empty=until_empty, timeout_s=timeout_s)
+        async with Loops() as loops:
+            process = _Process(settings, connection, loops)
+            return await process.run(stop, until_empty=until_empty, timeout_s=timeout_s)
     finally:
         await connection.close()
 
@@ -90,12 +95,15 @@ async def run_consumer(
 class _Process:
     """The parts of a consumer and how they hang together."""
 
-    def __init__(self, settings: Settings, connection: Connection) -> None:
+    def __init__(self, settings: Settings, connection: Connection, loops: Loops) -> None:
         self.settings = settings
+        self.loops = loops
+        self.limits = limits_of(settings, settings.databases)
         self.using = settings.databases[0]
+        # Without a deadline: what runs there is not ours. Overdue handlers are told of, and freed by the database.
         self.handler_threads = Threads("handlers", threads_for(settings))
-        self.store_threads = Threads("store", 1)
-        self.lease_threads = Threads("leases", 1)
+        self.store_threads = Threads("store", 1, deadline_s=self.limits.query_s)
+        self.lease_threads = Threads("leases", 1, deadline_s=self.limits.lease_query_s)
         limit_idle_transactions(settings.databases, idle_s=idle_limit_s(longest_handler_s(settings)))
         self.owner = owner = process_id()
         wanted = durables(settings)
@@ -105,7 +113,7 @@ class _Process:
             ttl_s=settings.lease_s,
             threads=self.lease_threads,
             using=self.using,
-            working=lambda: connection.is_connected,
+            working=lambda: connection.is_connected and loops.liveness.is_alive(),
         )
         self.consumer = Consumer(
             settings,
@@ -148,10 +156,26 @@ class _Process:
             threads=self.lease_threads,
             using=self.using,
         )
+        self._watch(connection)
 
-    def _info(self) -> dict[str, object]:
-        pulling = sorted(feed.lease for feed in self.feeds if feed.is_pulling)
-        info: dict[str, object] = {"pulling": pulling, **self.stranded.info}
+    def _watch(self, connection: Connection) -> None:
+        """What can be stuck without being a loop."""
+        liveness = self.loops.liveness
+        liveness.also("connection", lambda: not connection.is_supervised)
+        liveness.also("handlers", self.consumer.overdue.is_choked)
+        liveness.also("lanes", self.consumer.has_lost_a_lane)
+        for threads in (self.store_threads, self.lease_threads):
+            liveness.also(f"threads {threads.name}", threads.are_lost)
+        for feed in self.feeds:
+            liveness.also(f"pull {feed.lease}", feed.is_deaf)
+
+    def _info(self) -> Mapping[str, object]:
+        info: dict[str, object] = {
+            "pulling": sorted(feed.lease for feed in self.feeds if feed.is_pulling),
+            "stuck": self.loops.liveness.names(),
+            "overdue": self.consumer.overdue.titles(),
+            **self.stranded.info,
+        }
         return {**info, "draining": True} if self.draining else info
 
     async def run(self, stop: asyncio.Event, *, until_empty: bool, timeout_s: float | None) -> ConsumeReport:
@@ -159,33 +183,37 @@ class _Process:
             return await self._run(stop, until_empty=until_empty, timeout_s=timeout_s)
 
     async def _run(self, stop: asyncio.Event, *, until_empty: bool, timeout_s: float | None) -> ConsumeReport:
-        pulling = [Loop(f"feed {feed.lease}", feed.tick) for feed in self.feeds]
-        dispatching = [
-            Loop(f"deferred {alias}", partial(self._dispatch, alias)) for alias in self.settings.databases
-        ]
-        dispatching.append(Loop("given up", self.stranded.tick))
-        upkeep = [
-            Loop("consumer leases", self.holder.tick),
-            Loop("keep-alive", self.consumer.keep_alive),
-            Loop("consumer heartbeat", self.beat.tick),
-        ]
         names = ", ".join(f"{h.name} ({' '.join(h.patterns)})" for h in registry.all())
         logger.info("Handlers: %s.", names or "none; every event will become a dead letter")
-        tasks = {loop: asyncio.create_task(loop.run()) for loop in (*pulling, *dispatching, *upkeep)}
+        intake, upkeep = self._start()
         finished = await run_until(
             stop, Until(empty=self._is_empty, timeout_s=timeout_s) if until_empty else None
         )
         # Asked before the end, which hands our own leases back.
         waiting = () if finished else await self._waiting()
-        left = await self._drain([*pulling, *dispatching], tasks)
-        for loop in upkeep:
-            loop.stop()
-        await asyncio.wait(tasks.values(), timeout=END_S)
+        left = await self._drain(intake)
+        await self.loops.stop(*upkeep, timeout_s=END_S)
         await quietly("handing the leases back", self.holder.release(), timeout_s=END_S)
         await quietly("signing off", self.beat.end(), timeout_s=END_S)
         for threads in (self.handler_threads, self.store_threads, self.lease_threads):
             threads.close(wait=False)
         return ConsumeReport(totals=self.consumer.totals, left=left, finished=finished, waiting=waiting)
+
+    def _start(self) -> tuple[list[Loop], list[Loop]]:
+        """Begin all loops: those that take in, which end first, and those that keep up what is in hand."""
+        settings, limits, start = self.settings, self.limits, self.loops.start
+        intake = [start(f"feed {feed.lease}", feed.tick, limit_s=FEED_LIMIT_S) for feed in self.feeds]
+        intake += [
+            start(f"deferred {alias}", partial(self._dispatch, alias), limit_s=limits.dispatch_s)
+            for alias in settings.databases
+        ]
+        intake.append(start("given up", self.stranded.tick, limit_s=limits.stranded_s))
+        upkeep = [
+            start("consumer leases", self.holder.tick, limit_s=limits.upkeep_s),
+            start("consumer heartbeat", self.beat.tick, limit_s=limits.upkeep_s),
+            start("keep-alive", self.consumer.keep_alive, limit_s=settings.ack_wait_s),
+        ]
+        return intake, upkeep
 
     async def _dispatch(self, alias: str) -> float:
         return await self.consumer.dispatch_deferred(self._held_sources(), alias)
@@ -202,16 +230,12 @@ class _Process:
         lost = {name for feed in self.feeds if feed.lease not in held for name in feed.sources}
         return [name for name in self.settings.sources if name not in lost]
 
-    async def _drain(self, intake: list[Loop], tasks: dict[Loop, asyncio.Task[None]]) -> int:
+    async def _drain(self, intake: list[Loop]) -> int:
         """Stop taking in, then finish what runs, while leases and messages in hand are kept alive."""
         self.draining = True
         # Said at once: who has no patience with us must not be taken for the doing of what runs now.
         said = asyncio.create_task(quietly("saying so", self.beat.tick(), timeout_s=END_S))
-        for loop in intake:
-            loop.stop()
-        await asyncio.wait(
-            [tasks[loop] for loop in intake] or [asyncio.create_task(asyncio.sleep(0))], timeout=END_S
-        )
+        await self.loops.stop(*intake, timeout_s=END_S)
         await asyncio.gather(*(feed.stop() for feed in self.feeds))
         running = await self.consumer.drain(self.settings.shutdown_timeout_s)
         if running:

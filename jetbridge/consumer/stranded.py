@@ -8,6 +8,7 @@ are counted, and what kills its process ends as a dead letter. Its copy in the s
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -36,6 +37,7 @@ logger = logging.getLogger("jetbridge.consumer")
 EVERY_S: Final = 0.2
 ASK_AGAIN_S: Final = 30.0
 MAX_WAITING: Final = 10_000
+AT_ONCE: Final = 20  # a thousand in one tick would look like a loop that is stuck
 REMEDY: Final = "Run jetbridge_provision: it sets max_deliver to -1."
 
 
@@ -81,13 +83,13 @@ class Stranded:
         for advisory in self._advisories.take():
             if len(self._waiting) < MAX_WAITING:
                 self._waiting[advisory] = None
-        for advisory in list(self._waiting):
-            if self._is_held(self._feeds[(advisory.stream, advisory.durable)].lease):
-                try:
-                    await self._account_for(advisory)
-                except BrokerUnreachable:
-                    break  # asked again when it answers
-                del self._waiting[advisory]
+        ours = (a for a in self._waiting if self._is_held(self._feeds[(a.stream, a.durable)].lease))
+        for advisory in list(itertools.islice(ours, AT_ONCE)):
+            try:
+                await self._account_for(advisory)
+            except BrokerUnreachable:
+                break  # asked again when it answers
+            del self._waiting[advisory]
         for place, feed in self._feeds.items():
             if self._is_held(feed.lease) and self._connection.is_connected:
                 await self._check(feed, self._specs[place])

@@ -80,6 +80,11 @@ class Connection:
         return self._closed
 
     @property
+    def is_supervised(self) -> bool:
+        """Whether somebody still looks after it; if not, a lost connection would not come back."""
+        return self._closed or (self._supervisor is not None and not self._supervisor.done())
+
+    @property
     def client(self) -> Client:
         """
         The client of the living session. For this package only.

@@ -49,6 +49,7 @@ class Puller:
         missing: The server says that there is no such consumer. Tried again all the same.
         trouble: For humans, ``""`` when all is well.
         last_heard: ``time.monotonic()`` of the last sign of life of the durable.
+        turned_at: ``time.monotonic()`` of the last turn of its loop, at most a second ago while all is well.
         generation: Grows with each new inbox; deliveries to an older one may be lost until ``ack_wait``.
     """
 
@@ -66,7 +67,7 @@ class Puller:
     ) -> None:
         self.missing = False
         self.trouble = ""
-        self.last_heard = time.monotonic()
+        self.last_heard = self.turned_at = time.monotonic()
         self.generation = 0
         self._connection = connection
         self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
@@ -99,6 +100,7 @@ class Puller:
         """Pull until :meth:`stop` or the end of the connection. Never raises for trouble with the server."""
         try:
             while not self._stopped.is_set() and not self._connection.is_closed:
+                self.turned_at = time.monotonic()
                 session = self._connection.session
                 if session is None:
                     await self._wait_connected()
@@ -182,6 +184,7 @@ class Puller:
         tick = min(1.0, self._heartbeat_s / 4)
         try:
             while not self._stopped.is_set() and not session.is_lost:
+                self.turned_at = time.monotonic()
                 self._ask()
                 self._news.clear()
                 due = time.monotonic() + self._wait_s(tick)

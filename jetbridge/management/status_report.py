@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
-from jetbridge.monitor.views import ConsumerView, DatabaseView, StatusView
+from jetbridge.monitor.views import ConsumerView, DatabaseView, StatusView, WorkerView
 
 MAX_LINES: Final = 20
 MAX_CONSUMERS: Final = 4
@@ -139,12 +139,21 @@ def _process_lines(status: StatusView) -> list[Line]:
     alive = "  ".join(f"{role} {number}" for role, number in sorted(roles.items())) or "none is running"
     silent = [one for one in status.workers if not one.is_alive]
     late = "".join(f"  {one.role}@{one.host}: last seen {span(one.beat_age_s)} ago" for one in silent[:2])
+    stuck = [one for one in status.workers if one.is_alive and one.stuck]
+    late += "".join(f"  {_process(one)}: stuck: {', '.join(one.stuck)}" for one in stuck[:2])
+    overdue = [one for one in status.workers if one.is_alive and one.overdue]
+    late += "".join(f"  {_process(one)}: overdue: {', '.join(one.overdue[:2])}" for one in overdue[:2])
     held = Counter(lease.name.split("/", 1)[0] for lease in status.leases)
+    level = "fail" if stuck else "warn" if silent or overdue or not roles else "ok"
     leases = "  ".join(f"{kind} {number}" for kind, number in sorted(held.items())) or "none held"
     return [
-        Line(level="warn" if silent or not roles else "ok", title="processes", text=alive + late),
+        Line(level=level, title="processes", text=alive + late),
         Line(level="ok", title="leases", text=leases),
     ]
+
+
+def _process(worker: WorkerView) -> str:
+    return f"{worker.role}@{worker.host} pid {worker.pid}"
 
 
 def _known(value: int | None) -> str:

@@ -83,6 +83,14 @@ MEASURES: Final[dict[str, Measure]] = {
     "nats-away": Measure(
         help="1 if NATS cannot be reached, else 0", read=lambda s: 0.0 if s.nats.reachable else 1.0
     ),
+    "stuck": Measure(
+        help="running processes of which a part stands still",
+        read=lambda s: sum(one.is_alive and bool(one.stuck) for one in s.workers),
+    ),
+    "overdue": Measure(
+        help="handlers running for much longer than their time-out",
+        read=lambda s: sum(len(one.overdue) for one in s.workers if one.is_alive),
+    ),
     "relays": Measure(
         help="fewer running relays than this", read=lambda s: _alive(s, "relay"), at_least=True
     ),

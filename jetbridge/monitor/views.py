@@ -74,6 +74,20 @@ class WorkerView:
         """Whether it has said so lately: it beats every 5 s."""
         return self.beat_age_s < 30.0
 
+    @property
+    def stuck(self) -> Sequence[str]:
+        """Names of its parts that stand still."""
+        return _names(self.info.get("stuck"))
+
+    @property
+    def overdue(self) -> Sequence[str]:
+        """Handlers in it that run for longer than their time-out and a margin, each with its event."""
+        return _names(self.info.get("overdue"))
+
+
+def _names(told: object) -> Sequence[str]:
+    return [str(one) for one in told] if isinstance(told, list) else []
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatabaseView:

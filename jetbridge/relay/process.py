@@ -17,8 +17,9 @@ from jetbridge.leases.heartbeat import Heartbeat
 from jetbridge.leases.holder import LeaseHolder
 from jetbridge.outbox import store
 from jetbridge.relay.relay import LEASE_NAMES, Relay, Totals
+from jetbridge.runtime.limits import Limits, limits_of
+from jetbridge.runtime.loops import Loops
 from jetbridge.runtime.process import Until, quietly, run_until
-from jetbridge.runtime.service import Loop
 from jetbridge.runtime.sessions import harden_connections
 from jetbridge.runtime.supervisor import process_id
 from jetbridge.runtime.threads import Threads
@@ -71,11 +72,16 @@ async def run_relay(
     harden_connections([using])
     connection = Connection(options_for(settings, "relay"))
     await connection.start()
-    pages, leases = Threads("relay", 1), Threads("leases", 1)
+    limits = limits_of(settings, [using])
+    pages = Threads("relay", 1, deadline_s=limits.query_s)
+    leases = Threads("leases", 1, deadline_s=limits.lease_query_s)
     try:
         if until_empty and not await connection.ready(min(FIRST_CONNECT_S, timeout_s or FIRST_CONNECT_S)):
             raise BrokerUnreachable(connection.why_unreachable())
-        return await _run(settings, using, stop, until_empty, timeout_s, connection, pages, leases)
+        async with Loops() as loops:
+            return await _run(
+                settings, using, stop, until_empty, timeout_s, connection, pages, leases, limits, loops
+            )
     finally:
         await connection.close()
         pages.close(wait=False)
@@ -91,15 +97,18 @@ async def _run(
     connection: Connection,
     pages: Threads,
     leases: Threads,
+    limits: Limits,
+    loops: Loops,
 ) -> RelayReport:
     owner = process_id()
+    liveness, moved = loops.liveness, Moved(lambda: relay.progress)
     holder = LeaseHolder(
         LEASE_NAMES,
         owner=owner,
         ttl_s=settings.lease_s,
         threads=leases,
         using=using,
-        working=Moved(lambda: relay.progress),
+        working=lambda: moved() and liveness.is_alive(),
         role=ROLE,
     )
     publisher = WindowPublisher(connection, window=settings.window)
@@ -114,30 +123,30 @@ async def _run(
             "buckets": len(holder.held()),
             **holder.describe(),
             "published": relay.totals.published,
+            "stuck": liveness.names(),
         },
         threads=leases,
         using=using,
         every_s=settings.lease_s / 3,
     )
-    work = Loop("relay", relay.tick)
-    beating = Loop("relay heartbeat", beat.tick)
-    upkeep = [Loop("relay leases", holder.tick), beating]
+    liveness.also("connection", lambda: not connection.is_supervised)
+    for threads in (pages, leases):
+        liveness.also(f"threads {threads.name}", threads.are_lost)
+    work = loops.start("relay", relay.tick, limit_s=limits.relay_s)
+    beating = loops.start("relay heartbeat", beat.tick, limit_s=limits.upkeep_s)
+    upkeep = [loops.start("relay leases", holder.tick, limit_s=limits.upkeep_s), beating]
 
     def on_change() -> None:
         beating.wake()  # the others look every second; they need not wait for the next beat
         work.wake()
 
     holder.on_change = on_change
-    tasks = [asyncio.create_task(loop.run()) for loop in (work, *upkeep)]
     finished = await run_until(
         stop, Until(empty=relay.is_empty, timeout_s=timeout_s) if until_empty else None
     )
     # The page under way is finished while its leases are still renewed.
-    work.stop()
-    await asyncio.wait(tasks[:1], timeout=settings.publish_timeout_s + END_S)
-    for loop in upkeep:
-        loop.stop()
-    await asyncio.wait(tasks, timeout=END_S)
+    await loops.stop(work, timeout_s=settings.publish_timeout_s + END_S)
+    await loops.stop(*upkeep, timeout_s=END_S)
     await quietly("closing the publisher", publisher.close(), timeout_s=END_S)
     await quietly("handing the leases back", holder.release(), timeout_s=END_S)
     await quietly("signing off", beat.end(), timeout_s=END_S)

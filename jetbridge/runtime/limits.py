@@ -10,6 +10,7 @@ from jetbridge.conf import Settings
 from jetbridge.runtime import sessions
 
 LEASE_SHARE: Final = 2 / 3  # a renewal that took longer is worth nothing: nobody may act on it any more
+REQUEST_S: Final = 5.0  # the deadline of a request to the broker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +26,7 @@ class Limits:
         lease_query_s: Deadline of what is said and asked about leases and processes.
         relay_s: Of a relay's tick: queries, and pages on their way to the broker.
         dispatch_s: Of a look at the deferred table: all aliases take turns on one thread.
+        stranded_s: Of a look at what durables have given up: some queries, some requests to the broker.
         upkeep_s: Of leases and of the process's row, which take turns on one thread.
     """
 
@@ -32,6 +34,7 @@ class Limits:
     lease_query_s: float
     relay_s: float
     dispatch_s: float
+    stranded_s: float
     upkeep_s: float
 
 
@@ -44,5 +47,6 @@ def limits_of(settings: Settings, aliases: Sequence[str]) -> Limits:
         lease_query_s=lease_query_s,
         relay_s=2 * (query_s + settings.publish_timeout_s),
         dispatch_s=(len(aliases) + 1) * query_s,
+        stranded_s=2 * (query_s + REQUEST_S),
         upkeep_s=3 * lease_query_s,
     )

@@ -228,6 +228,25 @@ def test_a_running_process_satisfies_its_threshold_and_a_silent_one_does_not(awa
 
 
 @pytest.mark.django_db
+def test_a_stuck_process_is_named_and_crosses_its_threshold(away: None) -> None:
+    """It still beats, so it counts as running: red if nothing else told it from one that works."""
+    info = {"stuck": ["relay"], "overdue": ["t.slow shop/e1"]}
+    leases.beat("me", role="relay", host="web7", pid=12, version="1", info=info, using="default")
+
+    code, text = run("jetbridge_status", "--fail-on", "stuck=1,overdue=1")
+
+    assert code == 3
+    [line] = [line for line in text.splitlines() if " processes " in line]
+    assert line.startswith("FAIL")
+    assert "relay@web7 pid 12: stuck: relay" in line
+    assert "relay@web7 pid 12: overdue: t.slow shop/e1" in line
+    assert "stuck is 1, the limit is 1" in text
+
+    Worker.objects.update(info={"stuck": [], "overdue": None})
+    assert run("jetbridge_status", "--fail-on", "stuck=1,overdue=1")[0] == 0
+
+
+@pytest.mark.django_db
 @pytest.mark.parametrize(
     ("age_s", "relay", "level"), [(120, None, "WARN"), (120, 1, "OK"), (120, 300, "WARN"), (5, None, "OK")]
 )

@@ -51,6 +51,7 @@ def test_settings_named_in_other_pages_exist():
         "ATOMIC_REQUESTS",
         "USE_TZ",
         "BASE_DIR",
+        "DISABLE_SERVER_SIDE_CURSORS",
         "INVOICE_LIMIT",
         "JET_BRIDGE",
         "SILENCED_SYSTEM_CHECKS",
