@@ -147,6 +147,20 @@ def test_a_measure_reports_what_it_counted_and_leaves_nothing(
     nothing_is_left(bench)
 
 
+def test_several_relays_share_a_backlog(bench: Bench) -> None:
+    """Processes of their own, which are gone afterwards, with their leases."""
+    code, found, stderr = bench("relay", "--events", "120", "--keys", "30", "--repeat", "1", "--relays", "2")
+
+    assert (code, found["stored"], found["stream"], found["order_violations"]) == (0, 120, 120, 0), stderr
+    assert found["settings"]["relays"] == 2
+    assert not Lease.objects.exclude(owner="").exists()
+    nothing_is_left(bench)
+
+
+def test_several_relays_are_refused_where_they_are_not_measured(bench: Bench) -> None:
+    assert "--relays 2 is for the measure 'relay'" in str(bench.refused("publish", "--relays", "2"))
+
+
 @pytest.mark.parametrize("handler", ["empty", "sleep"])
 def test_other_handlers_write_no_row(bench: Bench, handler: str) -> None:
     code, found, stderr = bench("consume", "--events", "30", "--repeat", "1", "--handler", handler)

@@ -36,6 +36,7 @@ class Plan:
         size: Bytes of an encoded event; an envelope has about 290 before its first byte of payload.
         keys: Ordering keys the events are spread over, in turn.
         handler: What a consumed event does: ``orm`` inserts a row, ``sleep`` waits 10 ms, ``empty`` returns.
+        relays: Relay processes; several only where the relay is what is measured.
         using: Database alias.
     """
 
@@ -45,6 +46,7 @@ class Plan:
     keys: int
     repeat: int
     handler: str
+    relays: int
     using: str
 
 

@@ -1,4 +1,4 @@
-"""``relay``: a backlog in the outbox, one relay process, the time until the last page is settled."""
+"""``relay``: a backlog in the outbox, one relay process or several, the time until the last page is settled."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 
 import jetbridge
 from jetbridge import signals
-from jetbridge.management.bench import events, limits, streams
+from jetbridge.management.bench import events, limits, relays, streams
 from jetbridge.management.bench.meter import Mark, Meter, Progress
 from jetbridge.management.bench.report import Sample, run_of
 from jetbridge.management.bench.workspace import Workspace
@@ -25,21 +25,26 @@ def measure(space: Workspace) -> Sample:
         space.fresh()
         found[name] = asyncio.run(limit(settings, events.messages(space.plan, settings, ordered=False)))
     space.fresh()
-    for chunk in events.chunks(space.plan, settings, CHUNK):
-        jetbridge.publish_many(chunk, using=space.plan.using)
-    space.tidy()
-    spent = asyncio.run(relayed(space))
+    one = space.plan.relays == 1
+    spent = _relayed_by_one(space) if one else relays.relayed(space)
     state = asyncio.run(streams.state(settings))
     order = asyncio.run(streams.read_back(settings))
     stored = space.traces.archived()
     return Sample(
-        run=run_of(space.plan.events, spent),
+        run=run_of(space.plan.events, spent, counted=one),
         limit=found,
         order_violations=events.order_violations(order),
         stored=stored,
         stream=state.stored,
         faults=_faults(space, stored=stored, stream=state.stored, seen=order),
     )
+
+
+def _relayed_by_one(space: Workspace) -> Mark:
+    for chunk in events.chunks(space.plan, space.settings, CHUNK):
+        jetbridge.publish_many(chunk, using=space.plan.using)
+    space.tidy()
+    return asyncio.run(relayed(space))
 
 
 async def relayed(space: Workspace) -> Mark:

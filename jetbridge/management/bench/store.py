@@ -146,6 +146,10 @@ class Traces:
     def waiting(self) -> int:
         return self._outbox().count()
 
+    def any_waiting(self) -> bool:
+        """Cheap enough to be asked all the time."""
+        return self._outbox().exists()
+
     def processed(self) -> int:
         rows = Inbox.objects.using(self.using).filter(handler=self.handler, source=self.app)
         return rows.filter(state=InboxState.PROCESSED).count()

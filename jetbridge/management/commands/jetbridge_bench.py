@@ -52,6 +52,13 @@ class Command(JetbridgeCommand):
         parser.add_argument("--keys", type=positive, default=1_000, metavar="N", help="Ordering keys (1000).")
         parser.add_argument("--repeat", type=positive, default=3, metavar="N", help="Repetitions (3).")
         parser.add_argument(
+            "--relays",
+            type=positive,
+            default=1,
+            metavar="N",
+            help="Relay processes, for the measure relay (1).",
+        )
+        parser.add_argument(
             "--handler", choices=HANDLERS, default="orm", help="What a consumed event does (orm: one insert)."
         )
         parser.add_argument("--keep", action="store_true", help="Leave stream, rows and table behind.")
@@ -100,6 +107,10 @@ class Command(JetbridgeCommand):
 
 
 def _plan(settings: Settings, options: Namespace) -> Plan:
+    if options.relays > 1 and options.measure != "relay":
+        raise ImproperlyConfigured(
+            f"--relays {options.relays} is for the measure 'relay', got {options.measure!r}. Leave it out."
+        )
     return Plan(
         measure=options.measure,
         events=options.events or DEFAULT_EVENTS[options.measure],
@@ -107,6 +118,7 @@ def _plan(settings: Settings, options: Namespace) -> Plan:
         keys=options.keys,
         repeat=options.repeat,
         handler=options.handler,
+        relays=options.relays,
         using=database(settings, options),
     )
 
@@ -130,7 +142,7 @@ def _conditions(space: Workspace, database_settings: Mapping[str, str]) -> dict[
         "keys": plan.keys,
         "repeat": plan.repeat,
         "handler": plan.handler if plan.measure == "consume" else None,
-        "relays": 1 if plan.measure in ("relay", "latency") else None,
+        "relays": plan.relays if plan.measure in ("relay", "latency") else None,
         "consumers": 1 if plan.measure in ("consume", "latency") else None,
         "mode": "window",
         "page_size": settings.page_size,
