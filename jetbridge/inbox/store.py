@@ -24,6 +24,12 @@ _COLUMNS: Final = (
 )
 _VALUES: Final = "%s, %s, %s, 'processed', 1, 1, 0, 0, %s, %s, %s, %s, {now}, {now}, '', 0, '', ''"
 
+# An ack stands for this transaction, so its commit waits for the disk, whatever the role's default says.
+_DURABLY: Final = """\
+set_config('synchronous_commit',
+    CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on'
+    ELSE current_setting('synchronous_commit') END, true)"""
+
 # The time-outs are set inside the statement (a round trip less). The lock's holds for the wait on another copy;
 # the one on idling holds to the end of the transaction, also where a pooler lends each transaction another session.
 _CLAIM: Final = {
@@ -32,7 +38,8 @@ _CLAIM: Final = {
 WITH wait AS MATERIALIZED (
     SELECT set_config('jetbridge.lock_timeout', current_setting('lock_timeout'), true),
         set_config('lock_timeout', %s, true),
-        set_config('idle_in_transaction_session_timeout', %s, true)
+        set_config('idle_in_transaction_session_timeout', %s, true),
+        {_DURABLY}
 )
 INSERT INTO jetbridge_inbox ({_COLUMNS})
 SELECT {_VALUES.format(now="clock_timestamp()")} FROM wait
@@ -49,6 +56,8 @@ _LIMIT: Final = "-- jetbridge: inbox.limit\nSELECT set_config('lock_timeout', %s
 _UNLIMIT: Final = """\
 -- jetbridge: inbox.claimed
 SELECT set_config('lock_timeout', current_setting('jetbridge.lock_timeout'), true)"""
+
+_DURABLE: Final = f"-- jetbridge: inbox.durable\nSELECT {_DURABLY}"
 
 SETTLED: Final = (InboxState.PROCESSED, InboxState.DEAD, InboxState.SKIPPED)
 
@@ -275,6 +284,10 @@ def bury(
     Raises:
         Overtaken: It is not settled, and not as it was seen.
     """
+    connection = connections[using]
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute(_DURABLE)
     values = {
         "attempts": attempt,
         "claimed_by": "",

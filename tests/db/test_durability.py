@@ -1,8 +1,9 @@
 """
-A page is on the database's disk before it is sent.
+What is sent, and what an ack stands for, is on the database's disk before.
 
 With ``synchronous_commit=off`` a row is visible before its commit is durable. Sent at once, it would be in the
-stream, and after a crash of the database its business transaction would never have been: a ghost.
+stream, and after a crash of the database its business transaction would never have been: a ghost. And an event
+that is acked for an effect that the crash takes back is lost.
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ import pytest
 from django.db import connection, transaction
 
 import jetbridge
+from jetbridge.conf import get_settings
+from jetbridge.dead_letters import store as dead_letters
+from jetbridge.inbox import unit_of_work
 from jetbridge.models import Outbox, OutboxState
 from jetbridge.outbox import store
 from jetbridge.outbox.records import OutboxRecord
 from jetbridge.partition import BUCKETS
+from tests.db.work import message, work_for
 from tests.waiting import eventually
 
 pytestmark = [pytest.mark.postgres, pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("shop")]
@@ -87,6 +92,47 @@ def test_what_is_read_to_be_sent_is_on_disk(read):
 def test_an_idle_look_flushes_nothing(django_assert_num_queries):
     with django_assert_num_queries(1):
         assert not read_ready()
+
+
+@contextmanager
+def lazy_session() -> Iterator[None]:
+    ask("SET synchronous_commit = 'off'")
+    try:
+        yield
+    finally:
+        ask("RESET synchronous_commit")
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize(("default", "expected"), [("off", "on"), ("local", "local"), ("on", "on")])
+def test_a_handlers_transaction_waits_for_the_disk(default, expected):
+    """Red without the setting in the claim. One that asks for more or for less than "on" is left alone."""
+    seen: list[object] = []
+    ask(f"SET synchronous_commit = '{default}'")
+    try:
+        unit_of_work.attempt(*work_for(lambda event: seen.append(ask("SHOW synchronous_commit"))))
+        assert [*seen, ask("SHOW synchronous_commit")] == [expected, default]
+    finally:
+        ask("RESET synchronous_commit")
+
+
+def test_a_dead_letter_is_on_disk_before_its_message_is_acked():
+    """Red without the setting in bury()."""
+    with lazy_wal_writer(), lazy_session():
+        visible_before_it_is_on_disk()
+        before = str(ask("SELECT pg_current_wal_insert_lsn()"))
+
+        assert dead_letters.bury(
+            message(),
+            "t.h",
+            ValueError(),
+            reason="exhausted",
+            attempt=1,
+            settings=get_settings(),
+            using="default",
+        )
+
+        assert is_on_disk(before)
 
 
 def test_a_server_that_does_not_tell_stops_nothing(monkeypatch, caplog):
