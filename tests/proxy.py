@@ -25,6 +25,7 @@ class Proxy:
         self._address = (host, to_port)
         self._flows, self._ended = threading.Event(), threading.Event()
         self._flows.set()
+        self._stranded: list[threading.Event] = []
         self._links = set[socket.socket]()
         self._lock = threading.Lock()
         self._listener = socket.create_server((host, 0))
@@ -43,12 +44,20 @@ class Proxy:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self.cut()
-        self.resume()
+        for flows in (*self._stranded, self._flows):
+            flows.set()
         self._accepting.join(END_S)
 
     def stall(self) -> None:
         """Nothing arrives any more and nobody is told, as with a dead router. New connections meet the same."""
         self._flows.clear()
+
+    def strand(self) -> None:
+        """Whoever is connected now hears nothing any more, for ever, and is not told. New connections work."""
+        stranded, self._flows = self._flows, threading.Event()
+        stranded.clear()
+        self._stranded.append(stranded)
+        self._flows.set()
 
     def resume(self) -> None:
         """What was held arrives now."""
@@ -80,13 +89,13 @@ class Proxy:
             with self._lock:
                 self._links |= {near, far}
             for source, target in ((near, far), (far, near)):
-                threading.Thread(target=self._pump, args=(source, target), daemon=True).start()
+                threading.Thread(target=self._pump, args=(source, target, self._flows), daemon=True).start()
 
-    def _pump(self, source: socket.socket, target: socket.socket) -> None:
+    def _pump(self, source: socket.socket, target: socket.socket, flows: threading.Event) -> None:
         with suppress(OSError):
             while data := source.recv(CHUNK_BYTES):
                 self._ended.wait(self.delay_s)
-                self._flows.wait()
+                flows.wait()
                 target.sendall(data)
         for link in (source, target):
             with suppress(OSError):

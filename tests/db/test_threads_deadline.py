@@ -168,7 +168,7 @@ def test_a_session_that_others_use_too_is_not_limited(pool, monkeypatch):
 
     with somebody_holds_the_row():
         asyncio.run(main())
-    eventually(lambda: len(ours()) == 1)  # the cut session let the thread go
+        eventually(lambda: len(ours()) == 1)  # the cut session let the thread go
 
 
 @pytest.mark.postgres
