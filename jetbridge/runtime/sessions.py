@@ -14,6 +14,7 @@ one, and :func:`interrupt` the other.
 from __future__ import annotations
 
 import os
+import select
 import socket
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -179,3 +180,19 @@ def cut(session: BaseDatabaseWrapper) -> None:
             line.shutdown(socket.SHUT_RDWR)
     else:
         connection.close()
+
+
+def has_ended(session: BaseDatabaseWrapper) -> bool:
+    """
+    Whether the server of an idle PostgreSQL session has hung up, without asking it.
+
+    It says nothing to a client that asks nothing, but its last words, and then the end of the line.
+    """
+    connection = session.connection
+    if connection is None or session.vendor != "postgresql" or not hasattr(select, "poll"):
+        return False
+    if connection.closed:
+        return True
+    line = select.poll()
+    line.register(connection.fileno(), select.POLLIN)
+    return bool(line.poll(0))

@@ -253,6 +253,9 @@ def replace_broken_connections() -> None:
                 connection.errors_occurred = False
             else:
                 connection.close()
+        elif sessions.has_ended(connection):
+            # After a restart each thread has such a session, and each would cost somebody an attempt and its wait.
+            connection.close()
 
 
 def _is_in_transaction(connection: BaseDatabaseWrapper) -> bool:
