@@ -47,6 +47,11 @@ class Sent:
 
     signal: str
 
+    @property
+    def exists(self) -> bool:
+        """Whether the product still has this signal."""
+        return hasattr(signals, self.signal)
+
     def watch(self, strike: Strike) -> None:
         def receiver(**facts: object) -> None:
             strike()
@@ -68,8 +73,14 @@ class Called:
     side: Side
     when: Callable[[Call], bool] = _always
 
+    @property
+    def exists(self) -> bool:
+        """Whether the product still has this function."""
+        owner, name = find(self.target)
+        return callable(getattr(owner, name, None))
+
     def watch(self, strike: Strike) -> None:
-        owner, name = _find(self.target)
+        owner, name = find(self.target)
         setattr(owner, name, _watched(getattr(owner, name), self, strike))
 
 
@@ -84,6 +95,15 @@ class Committed:
 
     of: str
     side: Side
+
+    @property
+    def exists(self) -> bool:
+        """Whether the product still has what happens in the transaction."""
+        return self._happened.exists
+
+    @property
+    def _happened(self) -> Sent | Called:
+        return Called(target=self.of, side="after") if ":" in self.of else Sent(signal=self.of)
 
     def watch(self, strike: Strike) -> None:
         marked = threading.local()
@@ -113,14 +133,14 @@ class Committed:
 
         BaseDatabaseWrapper.commit = watched_commit  # type: ignore[method-assign, assignment]
         BaseDatabaseWrapper.rollback = watched_rollback  # type: ignore[method-assign, assignment]
-        happened = Called(target=self.of, side="after") if ":" in self.of else Sent(signal=self.of)
-        happened.watch(mark)
+        self._happened.watch(mark)
 
 
 Point: TypeAlias = Sent | Called | Committed
 
 
-def _find(target: str) -> tuple[Any, str]:
+def find(target: str) -> tuple[Any, str]:
+    """Who has the function of a :class:`Called`, and its name there."""
     module, _, path = target.partition(":")
     *owners, name = path.split(".")
     found: Any = importlib.import_module(module)

@@ -282,14 +282,14 @@ _REDRIVE: Final = [
     Step(
         name="redrive.commit.before",
         victim=Role.REDRIVE,
-        point=Committed(of=f"{DEFERRED}:add_redrive", side="before"),
+        point=Committed(of=f"{DEFERRED}:add", side="before"),
         scene=Scene.REDRIVE,
         upto=2,
     ),
     Step(
         name="redrive.commit.after",
         victim=Role.REDRIVE,
-        point=Committed(of=f"{DEFERRED}:add_redrive", side="after"),
+        point=Committed(of=f"{DEFERRED}:add", side="after"),
         scene=Scene.REDRIVE,
         upto=2,
     ),

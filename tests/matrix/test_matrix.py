@@ -45,6 +45,15 @@ def matrix(nats_server: NatsServer, request: pytest.FixtureRequest, tmp_path: Pa
     return run
 
 
+def test_every_point_is_in_the_product() -> None:
+    """A function that got another name is said here, in a moment, and not as a fault that never happened."""
+    from tests.matrix.steps import STEPS
+
+    gone = [step.name for step in STEPS if not step.point.exists]
+
+    assert gone == []
+
+
 @pytest.mark.timeout(900)
 def test_no_step_loses_or_doubles_an_event(matrix: Matrix) -> None:
     """
