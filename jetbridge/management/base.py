@@ -25,7 +25,7 @@ from jetbridge import autodiscovery
 from jetbridge.conf import Settings, get_settings
 from jetbridge.errors import BrokerUnreachable, JetbridgeError
 from jetbridge.management.exit_codes import ExitCode
-from jetbridge.retry import is_missing_table
+from jetbridge.retry import is_missing_table, is_outage
 
 SCHEMA: Final = 1
 
@@ -103,7 +103,10 @@ class JetbridgeCommand(BaseCommand):
         except (DatabaseError, InterfaceError) as fault:
             if is_missing_table(fault):
                 self._fail(ExitCode.FAILED, f"{str(fault).strip()}. Run: manage.py migrate", chosen)
-            if (away := unreachable_database(chosen)) is None:
+            away = unreachable_database(chosen)
+            if away is None and is_outage(fault):  # it is back already
+                away = "The database ended the session or had no room for it. Run the command again."
+            if away is None:
                 raise
             self._fail(ExitCode.UNREACHABLE, f"{away} ({str(fault).strip()})", chosen)
         except KeyboardInterrupt:

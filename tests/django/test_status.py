@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from django.core.management import CommandError, call_command
 from django.db import connection
@@ -418,3 +419,21 @@ def test_a_database_that_is_away_is_exit_4() -> None:
 
     assert result.returncode == 4
     assert "Database 'default' cannot be reached" in result.stderr
+
+
+@pytest.mark.postgres
+def test_a_session_that_the_database_ended_is_exit_4(transactional_db: None) -> None:
+    """The database is back when the command asks. Red without the look at whose fault it was: a traceback, and 1."""
+    connection.ensure_connection()
+    known = connection.settings_dict
+    with psycopg.connect(
+        host=known["HOST"], port=known["PORT"], user=known["USER"], dbname=known["NAME"], autocommit=True
+    ) as other:
+        ended = other.execute("SELECT pg_terminate_backend(%s)", [connection.connection.info.backend_pid])
+        assert ended.fetchone() == (True,)
+
+    code, document = run_json("jetbridge_dlq", "list")
+
+    assert (code, document["error"]["code"]) == (4, 4)
+    assert "Run the command again." in document["error"]["text"]
+    assert run_json("jetbridge_dlq", "list")[0] == 0
