@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tests.chaos.verdict import Breach
 
 PLAIN_EVERY_S: Final = 10.0
-MOST_BREACHES: Final = 40
+MOST_OF_A_KIND: Final = 8
 
 
 class Reporter:
@@ -56,11 +56,12 @@ class Reporter:
         promised = (*PROMISED, ORDER) if strict_order else PROMISED
         rows = [(name, document[name], "0" if name in promised else "-") for name in (*PROMISED, ORDER)]
         self._table(rows)
-        shown = [breach for breach in breaches if breach.of in promised]
-        for breach in shown[:MOST_BREACHES]:
-            self._print(f"{breach.of}: {breach.what}")
-        if len(shown) > MOST_BREACHES:
-            self._print(f"... and {len(shown) - MOST_BREACHES} more in breaches.txt")
+        for name in promised:
+            told = [breach.what for breach in breaches if breach.of == name]
+            for what in told[:MOST_OF_A_KIND]:
+                self._print(f"{name}: {what}")
+            if len(told) > MOST_OF_A_KIND:
+                self._print(f"{name}: {len(told) - MOST_OF_A_KIND} more, see breaches.txt")
         self._print(
             f"{'Every promise held' if document['ok'] else 'A PROMISE WAS BROKEN'}, {document['duration_s']} s."
         )
