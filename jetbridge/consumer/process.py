@@ -104,7 +104,9 @@ class _Process:
         self.handler_threads = Threads("handlers", threads_for(settings))
         self.store_threads = Threads("store", 1, deadline_s=self.limits.query_s)
         self.lease_threads = Threads("leases", 1, deadline_s=self.limits.lease_query_s)
-        limit_idle_transactions(settings.databases, idle_s=idle_limit_s(longest_handler_s(settings)))
+        self.unlimit = limit_idle_transactions(
+            settings.databases, idle_s=idle_limit_s(longest_handler_s(settings))
+        )
         self.owner = owner = process_id()
         wanted = durables(settings)
         self.holder = LeaseHolder(
@@ -179,8 +181,11 @@ class _Process:
         return {**info, "draining": True} if self.draining else info
 
     async def run(self, stop: asyncio.Event, *, until_empty: bool, timeout_s: float | None) -> ConsumeReport:
-        with on_forced_end(self._give_back_at_once):
-            return await self._run(stop, until_empty=until_empty, timeout_s=timeout_s)
+        try:
+            with on_forced_end(self._give_back_at_once):
+                return await self._run(stop, until_empty=until_empty, timeout_s=timeout_s)
+        finally:
+            self.unlimit()  # where a consumer is run inside another program, that one's sessions are its own
 
     async def _run(self, stop: asyncio.Event, *, until_empty: bool, timeout_s: float | None) -> ConsumeReport:
         names = ", ".join(f"{h.name} ({' '.join(h.patterns)})" for h in registry.all())
