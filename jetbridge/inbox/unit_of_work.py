@@ -234,6 +234,8 @@ class _Run:
         with transaction.atomic(using=using, durable=True):
             # First of the transaction's hooks: if it has run, the commit has happened.
             transaction.on_commit(self._mark_committed, using=using)
+            # Django never forgets it: an outage that one handler swallowed would excuse every later one.
+            connections[using].rollback_exc = None  # type: ignore[attr-defined]
             entry = self._claim()
             try:
                 delivery = self._call_handler()

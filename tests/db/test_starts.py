@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -188,6 +189,22 @@ def test_snooze_and_outage_take_the_start_back(error):
         assert isinstance(run(handler), Wait)
         assert row() == ("retrying", 0, 0, "")
         Inbox.objects.update(next_attempt_at=None)
+
+
+def test_a_rollback_is_not_excused_by_the_outage_of_an_earlier_event():
+    """
+    Red if what Django remembers of an earlier transaction counts as the cause: such a handler would be tried for
+    ever, and spend nothing.
+    """
+
+    def marks_it(event: jetbridge.Delivery) -> None:
+        transaction.set_rollback(True)
+
+    with suppress(OperationalError), transaction.atomic(), transaction.mark_for_rollback_on_error("default"):
+        raise OperationalError("database is locked")
+
+    assert isinstance(run(marks_it), Wait)
+    assert row() == ("retrying", 1, 1, "")
 
 
 def test_a_transient_error_takes_the_start_back():
