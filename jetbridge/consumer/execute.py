@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from django.db import DatabaseError, InterfaceError, connections
+from django.db import DatabaseError, InterfaceError, connections, transaction
 
 from jetbridge import retry, text
 from jetbridge.conf import Settings
@@ -323,5 +323,8 @@ def _without_handler(job: Job, settings: Settings) -> Settlement:
         )
     settlement = _give_up(job, error, reason, 0, settings)
     if settlement == Settled(how="duplicate"):
-        inbox.count_duplicate(message, job.handler_name, using=job.using)
+        with transaction.atomic(using=job.using):
+            inbox.count_duplicate(message, job.handler_name, using=job.using)
+            if also := _also(job):  # or a stored message whose handler is gone would be dispatched for ever
+                also()
     return settlement
