@@ -129,6 +129,11 @@ class Process:
         return self._err.read_text(errors="replace")
 
     @property
+    def said(self) -> str:
+        """What it has printed."""
+        return self._out.read_text(errors="replace")
+
+    @property
     def last_line(self) -> dict[str, Any]:
         """The JSON that a one-shot run ends with."""
         document: dict[str, Any] = json.loads(self._out.read_text().splitlines()[-1])
