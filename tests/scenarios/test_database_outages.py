@@ -156,7 +156,7 @@ def lab(server_dir: Path, nats_server: NatsServer, tmp_path_factory: pytest.Temp
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 def test_a_restart_under_load(lab, mode):
-    """Red if a wrapped or a swallowed error of a lost session is the handler's fault."""
+    """Uncommitted work is lost and done again, nothing is done twice."""
     with lab.outage():
         lab.server.stop(mode)
         eventually(lambda: "does not answer" in lab.consumer.log, 30)
