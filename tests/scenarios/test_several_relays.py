@@ -239,7 +239,7 @@ def test_four_relays_through_faults_of_all_kinds(world, processes, nats_server):
 
 
 ZOMBIE = """\
-import os, pathlib, signal
+import os, pathlib, signal, threading
 from jetbridge import signals
 
 FILE = pathlib.Path(os.environ["LAB_DIR"]) / "{name}"
@@ -266,7 +266,9 @@ def test_a_relay_stopped_between_ack_and_settle_is_replaced_and_harmless(world, 
     SIGSTOP for longer than the lease with a page stored and not settled; another relay sends it again and goes
     on. Awake, the first one settles what is archived already, owns nothing, and takes its part again.
     """
-    zombie, file = relay_that(processes, world, "os.kill(os.getpid(), signal.SIGSTOP)")
+    # The signal goes to the process, and this thread may run on for a moment.
+    stop = "os.kill(os.getpid(), signal.SIGSTOP); threading.Event().wait(1)"
+    zombie, file = relay_that(processes, world, stop)
     shared(zombie)
     other = processes.relay(world)
     shared(zombie, other)
@@ -288,7 +290,7 @@ def test_a_relay_stopped_between_ack_and_settle_is_replaced_and_harmless(world, 
 
 def test_a_relay_whose_loop_is_stuck_does_not_renew_for_ever(world, processes):
     """Its process lives, beats and sees its database: only its page never ends. Red without Relay.progress."""
-    stuck, file = relay_that(processes, world, "import threading; threading.Event().wait(3600)")
+    stuck, file = relay_that(processes, world, "threading.Event().wait(3600)")
     shared(stuck)
     file.touch()
     publish(range(20), keys=20)
