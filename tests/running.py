@@ -152,6 +152,10 @@ class Process:
     def send(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
+    def poll(self) -> int | None:
+        """As :meth:`wait`, without waiting: ``None`` while it runs."""
+        return self._process.poll()
+
     def wait(self, timeout_s: float = 30.0) -> int:
         """The exit code; a signal's number is negative."""
         try:
