@@ -29,6 +29,10 @@ CHAOS_DB = $(if $(filter command line environment,$(origin DB)),$(DB),postgres)
 OF ?= nats
 MINUTES ?= 10
 
+EXAMPLES ?= 1000
+# "chaos" has a default for EVENTS that would be no poison among 10,000.
+POISON_EVENTS = $(if $(filter command line environment,$(origin EVENTS)),$(EVENTS),10000)
+
 MEASURE ?= relay
 BENCH_DB ?= postgres
 
@@ -69,6 +73,15 @@ chaos: venv ## Writers, relays and consumers under random faults, and a count (E
 .PHONY: matrix
 matrix: venv ## Kill, stop and delay every process at every step, and count (TIMES=20 SEED ARGS="--db sqlite --step ...")
 	@$(BIN)/python -m tests.matrix --times '$(TIMES)' --seed '$(SEED)' $(ARGS)
+
+.PHONY: model
+model: venv ## Sending and receiving side against their reference models, with so many new examples each (EXAMPLES=1000)
+	@JETBRIDGE_MODEL_EXAMPLES='$(EXAMPLES)' PYTHON_OF_TESTS=$(BIN)/python tools/test.sh tests/model '' --timeout=0 $(ARGS)
+
+.PHONY: poison
+poison: venv ## Handlers that kill their process, a few among thousands; only those may die (EVENTS=10000 SEED JSON ARGS)
+	@$(BIN)/python -m tests.poison --events '$(POISON_EVENTS)' --seed '$(SEED)' --db '$(CHAOS_DB)' \
+		$(if $(JSON),--json '$(JSON)') $(ARGS)
 
 .PHONY: check
 check: venv ## Lint, format, types, import contracts, missing migrations
