@@ -99,6 +99,7 @@ def test_relay_and_consumer_work_with_the_least_rights(
     consumer = processes.consumer(world, HANDLER, NATS_URLS=[address(server, world.billing, "worker")])
     eventually(lambda: Invoice.objects.count() == 1, 20)
     eventually(lambda: len([s for s in asked(server, f"{world.billing}_worker") if "JS.ACK" in s]) >= 2, 10)
+    eventually(lambda: any("CONSUMER.INFO" in s for s in asked(server, f"{world.billing}_worker")), 10)
     assert consumer.terminate() == 0
 
     of_relay = asked(server, f"{world.shop}_relay")
