@@ -4,8 +4,9 @@
 #   PYTHON_OF_TESTS=.venv/bin/python tools/test.sh 'tests' 'tests/unit tests/broker' [PYTEST ARGUMENT...]
 #
 # The second argument names folders that touch no database: the run on PostgreSQL leaves them out.
-# Most tests wait for servers, so two runs at once take little longer than one. What PostgreSQL's run prints is
-# kept back until SQLite's has ended: two dotted lines in one terminal tell nobody anything.
+# Most tests wait for servers, so two runs at once take little longer than one, and each has WORKERS processes
+# (2 unless told) with servers and databases of their own. What PostgreSQL's run prints is kept back until SQLite's
+# has ended: two dotted lines in one terminal tell nobody anything.
 set -u
 
 tests=$1
@@ -22,7 +23,8 @@ run() {
     database=$1
     shift
     # A cache of its own: "--last-failed" of one database would else be that of the other.
-    JETBRIDGE_TEST_DB=$database exec "$PYTHON_OF_TESTS" -m pytest -o cache_dir=".pytest_cache/$database" "$@" </dev/null
+    JETBRIDGE_TEST_DB=$database exec "$PYTHON_OF_TESTS" -m pytest -o cache_dir=".pytest_cache/$database" \
+        -n "${WORKERS:-2}" --dist worksteal "$@" </dev/null
 }
 
 run postgres $tests $ignored "$@" >"$said" 2>&1 &
