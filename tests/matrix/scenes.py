@@ -180,7 +180,7 @@ def settings_of(
         "SOURCES": [app],
         "NATS_URLS": [nats_url],
         "PAGE_SIZE": 4,
-        "POLL_INTERVAL_S": 0.05,
+        "POLL_INTERVAL_S": 0.15,  # idle looks would be most of what a run costs
         "PARK_RETRY_S": 0.1,
         "CONCURRENCY": 3,
         "MAX_ATTEMPTS": MAX_ATTEMPTS,
