@@ -35,10 +35,11 @@ def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     reporter = Reporter(started_at)
     folder = _folder(options.dir)
-    reporter.say(f"jetbridge demo: {options.orders} orders, {options.db}, seed {options.seed}, in {folder}")
     signal.signal(signal.SIGTERM, _terminated)
-    # A shell starts background jobs with SIGINT ignored; kill -INT must work there, too.
+    # A shell starts background jobs with SIGINT ignored; kill -INT must work there, too. Before the first line:
+    # who has read it may interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    reporter.say(f"jetbridge demo: {options.orders} orders, {options.db}, seed {options.seed}, in {folder}")
     # Imported now: Django and the broker's client take a second, and the first line is already out.
     from testproject.demo.run import ServerTrouble, Unprepared, run
     from testproject.demo.story import TimedOut
