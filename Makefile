@@ -76,7 +76,7 @@ matrix: venv ## Kill, stop and delay every process at every step, and count (TIM
 
 .PHONY: model
 model: venv ## Sending and receiving side against their reference models, with so many new examples each (EXAMPLES=1000)
-	@JETBRIDGE_MODEL_EXAMPLES='$(EXAMPLES)' PYTHON_OF_TESTS=$(BIN)/python tools/test.sh tests/model '' --timeout=0 $(ARGS)
+	@JETBRIDGE_MODEL_EXAMPLES='$(EXAMPLES)' PYTHON_OF_TESTS=$(BIN)/python tools/test.sh tests/model '' $(ARGS)
 
 .PHONY: poison
 poison: venv ## Handlers that kill their process, a few among thousands; only those may die (EVENTS=10000 SEED JSON ARGS)

@@ -12,6 +12,7 @@ from hypothesis.strategies import SearchStrategy
 
 Act = tuple[str, dict[str, Any]]  # name of the method, its arguments
 EXAMPLES: Final = int(os.environ.get("JETBRIDGE_MODEL_EXAMPLES") or 0)
+LIMIT_S: Final = 0 if EXAMPLES else 300
 MANY: Final = 200  # so many examples have seen everything that is drawn, or the model has gone blind
 
 

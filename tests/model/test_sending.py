@@ -27,13 +27,19 @@ from jetbridge.models.clock import WallClock
 from jetbridge.outbox import store
 from jetbridge.outbox.store_fence import LEASE_NAMES
 from jetbridge.relay import parked, relay, sender
-from tests.model.acts import EXAMPLES, MANY, Act, acts, profile
+from tests.model.acts import EXAMPLES, LIMIT_S, MANY, Act, acts, profile
 from tests.model.relays import FULL, MISSING, MOODS, Clock, RelayProcess, Stream
 from tests.model.tables import empty, rows, silence
 
 ALL = frozenset(LEASE_NAMES)
 EVEN = frozenset(LEASE_NAMES[::2])
-PLANS = [(ALL, frozenset[str]()), (frozenset[str](), ALL), (EVEN, ALL - EVEN), (ALL - EVEN, EVEN)]
+NONE = frozenset[str]()
+PLANS = {
+    "all to the first": (ALL, NONE),
+    "all to the second": (NONE, ALL),
+    "half to each": (EVEN, ALL - EVEN),
+    "the other half to each": (ALL - EVEN, EVEN),
+}
 DESTINATIONS = ["billing", "depot"]
 
 # The arrows of the models' docstrings, each statement a step. A row of the archive is done.
@@ -78,7 +84,7 @@ ACTS = acts(
     a_relay_goes_some_steps={"which": either, "steps": st.integers(1, 12)},
     a_relay_goes_some_pages={"which": either, "ticks": st.integers(1, 4)},
     a_relay_dies_and_another_takes_its_place={"which": either},
-    leases_change_hands={"plan": st.sampled_from(PLANS)},
+    leases_change_hands={"plan": st.sampled_from(sorted(PLANS))},
     the_world_changes={
         "mood": st.sampled_from([*MOODS, "up", "up", "up"]),
         "how": st.sampled_from(["open", "open", "full", "missing"]),
@@ -125,18 +131,27 @@ class Sending(RuleBasedStateMachine):
         self.repeated: set[str] = set()
         self.found: dict[Place, Row] = {}
         self.outbox_ids: dict[Place, int] = {}
+        self.promoted: dict[tuple[str, str], int] = {}  # of each lane the delayed event that went last
         self.number = self.born = 0
         self.is_sound = False
 
-    @initialize(count=st.integers(1, 6), is_bad=st.booleans())
-    def begin(self, count: int, is_bad: bool) -> None:
-        """One key has events already, or most examples would end before anything met anything."""
+    @initialize(
+        count=st.sampled_from([1, 1, 2, 4]),
+        is_bad=st.booleans(),
+        how=st.sampled_from(["open", "full"]),
+        ticks=st.integers(0, 3),
+    )
+    def begin(self, count: int, is_bad: bool, how: str, ticks: int) -> None:
+        """One key has events, and some of them are in trouble: most examples would end before they are."""
         empty()
         leases.ensure(LEASE_NAMES, using="default")
         self.stream = Stream("jetbridge-shop")
         self.relays = [self.new_relay(), self.new_relay()]
         self.relays[0].hold(ALL)
         self.publish(range(count), key="a", to=["billing"], is_bad=is_bad)
+        self.the_subject_is(how)
+        self.holds()
+        self.a_relay_goes_some_pages(0, ticks)
 
     def new_relay(self) -> RelayProcess:
         self.born += 1
@@ -225,21 +240,24 @@ class Sending(RuleBasedStateMachine):
         self.relays[which].hold(frozenset())
         self.relays[which] = self.new_relay()
 
-    def leases_change_hands(self, plan: Sequence[frozenset[str]]) -> None:
+    def leases_change_hands(self, plan: str) -> None:
         """Also under the hands of a relay that stands still between two steps."""
-        for one, names in zip(self.relays, plan, strict=True):
+        for one, names in zip(self.relays, PLANS[plan], strict=True):
             one.lose(ALL - names)
-        for one, names in zip(self.relays, plan, strict=True):
+        for one, names in zip(self.relays, PLANS[plan], strict=True):
             one.hold(names)
 
     # --- the world -------------------------------------------------------------------------------
 
     def the_world_changes(self, mood: str, how: str, is_strict: bool, retries: bool) -> None:
         self.stream.mood, self.stream.is_strict = mood, is_strict
-        closed = {"full": FULL, "missing": MISSING}
-        self.stream.closed = {"shop.sync.billing": closed[how]} if how in closed else {}
+        self.the_subject_is(how)
         if retries:
             self.an_operator_retries_what_is_refused()
+
+    def the_subject_is(self, how: str) -> None:
+        closed = {"full": FULL, "missing": MISSING}
+        self.stream.closed = {"shop.sync.billing": closed[how]} if how in closed else {}
 
     def an_operator_retries_what_is_refused(self) -> None:
         ids = Outbox.objects.filter(state=OutboxState.REFUSED).values_list("id", flat=True)
@@ -261,6 +279,7 @@ class Sending(RuleBasedStateMachine):
         assert self.found.keys() == self.committed.keys(), (
             "what is committed, and nothing else, is accounted for"
         )
+        promoted: list[tuple[int, Place]] = []
         for place, row in self.found.items():
             was = before[place].state if place in before else "absent"
             if was != row.state:
@@ -268,8 +287,14 @@ class Sending(RuleBasedStateMachine):
                 seen[was, row.state] += 1
             if row.state != "scheduled":
                 assert self.outbox_ids.setdefault(place, row.id) == row.id
+            if was == "scheduled" and row.state != was:
+                promoted.append((row.id, place))
             if row.state == "archive":
                 assert self.stream.messages[row.sequence - 1].id == row.message_id
+        for _, (n, destination) in sorted(promoted):
+            lane = destination, self.committed[n, destination]
+            assert self.promoted.get(lane, -1) < n, f"{n} was due before {self.promoted[lane]}"
+            self.promoted[lane] = n
         self.the_stream_is_sound()
         self.is_sound = True
 
@@ -309,16 +334,16 @@ class Sending(RuleBasedStateMachine):
         if not self.is_sound:
             return
         self.stream.mood, self.stream.closed, self.stream.is_strict = "up", {}, False
-        self.an_operator_retries_what_is_refused()
         self.time_passes(6.0, True, False)
         for _ in range(200):
             self.clock.now += 6.0
+            self.an_operator_retries_what_is_refused()  # again: a verdict of before may have been under way
             for one in (0, 1):
                 self.a_relay_goes_some_pages(one, 1)
             if {row.state for row in self.found.values()} <= {"archive"}:
                 break
             if Lease.objects.filter(owner="").exists():
-                self.leases_change_hands((EVEN, ALL - EVEN))
+                self.leases_change_hands("half to each")
         assert {row.state for row in self.found.values()} <= {"archive"}, self.found
         stored = {message.id for message in self.stream.messages}
         assert {row.message_id for row in self.found.values()} == stored
@@ -330,16 +355,17 @@ def shop(settings: Any) -> Any:
     return settings
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(LIMIT_S)
 @pytest.mark.django_db(transaction=True)
 def test_the_sending_side_is_its_reference(shop, monkeypatch):
     """
-    Red if settling forgets to delete, if new rows of a parked subject go past the parked ones, or if two of a key are
-    in flight at once.
+    Red if settling forgets to delete, if new rows of a parked subject go past the parked ones, if two of a key are in
+    flight at once, or delayed events go in another order than they were due. A takeover that learns nothing of parked,
+    held or refused rows needs some hundred examples.
     """
     for module in (relay, sender, parked):
         monkeypatch.setattr(module, "time", Sending.clock)
     with silence():
-        run_state_machine_as_test(Sending, settings=profile(examples=15, steps=40))
+        run_state_machine_as_test(Sending, settings=profile(examples=30, steps=40))
     if EXAMPLES >= MANY:
         assert {(was, now) for was, arrows in ARROWS.items() for now in arrows} - set(seen) <= RARE
