@@ -249,7 +249,9 @@ def settle(sent: Sequence[Settled], *, stream_created_at: datetime | None, using
     connection = connections[using]
     if connection.vendor == "postgresql":
         ordered = sorted(sent, key=lambda row: row.id)  # or two that settle the same page could deadlock
-        columns = [[getattr(row, name) for row in ordered] for name in ("id", "stream", "sequence", "duplicate")]
+        columns = [
+            [getattr(row, name) for row in ordered] for name in ("id", "stream", "sequence", "duplicate")
+        ]
         with connection.cursor() as cursor:
             cursor.execute(_SETTLE, [*columns, stream_created_at])
         return
