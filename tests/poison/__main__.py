@@ -33,6 +33,7 @@ def main(arguments: Sequence[str]) -> int:
         seed=options.seed,
         consumers=options.consumers,
         concurrency=options.concurrency,
+        lease_s=options.lease,
         slow_neighbours=options.slow_neighbours,
         timeout_s=options.timeout,
     )
@@ -68,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--db", choices=("sqlite", "postgres"), default="postgres", help="of both services")
     parser.add_argument("--consumers", type=int, default=1, help="processes; one works, the others stand by")
     parser.add_argument("--concurrency", type=int, default=8)
+    parser.add_argument("--lease", type=float, default=3.0, metavar="S", help="LEASE_S")
     parser.add_argument(
         "--slow-neighbours", action="store_true", help="events beside a poison take their time"
     )

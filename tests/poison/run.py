@@ -25,8 +25,6 @@ SHOP, BILLING = "poison-shop", "poison-billing"
 PREPARE_S: Final = 120.0
 AT_ONCE: Final = 1_000
 DEATHS: Final = (1, -signal.SIGSEGV, -signal.SIGKILL, -signal.SIGABRT)
-# A dead consumer's lease and messages must come back soon, or most of a run is waiting.
-SHORT: Final = {"LEASE_S": 3, "ACK_WAIT_S": 1.5, "PUBLISH_TIMEOUT_S": 2, "POLL_INTERVAL_S": 0.05}
 
 HANDLERS = """\
 import os
@@ -56,6 +54,7 @@ class Plan:
     Args:
         poisons: How each poison kills its process.
         consumers: Processes. One has the lease, the others stand by.
+        lease_s: Short: a dead consumer's lease and messages must come back soon, or most of a run is waiting.
         slow_neighbours: The events before and behind a poison are in the middle of their handlers when it kills.
     """
 
@@ -66,6 +65,7 @@ class Plan:
     seed: int
     consumers: int
     concurrency: int
+    lease_s: float
     slow_neighbours: bool
     timeout_s: float
 
@@ -84,7 +84,9 @@ def run(plan: Plan, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """The verdict as a JSON document."""
     with _servers(plan, folder) as (broker, database):
         databases = _databases(folder, database)
-        common = {**SHORT, "NATS_URLS": [broker.url], "CONCURRENCY": plan.concurrency}
+        half = plan.lease_s / 2
+        terms = {"LEASE_S": plan.lease_s, "ACK_WAIT_S": half, "PUBLISH_TIMEOUT_S": half}
+        common = {**terms, "NATS_URLS": [broker.url], "CONCURRENCY": plan.concurrency}
         shop = {**common, "APP_NAME": SHOP, "DESTINATIONS": [BILLING]}
         billing = {**common, "APP_NAME": BILLING, "SOURCES": [SHOP]}
         os.environ["POISON"] = json.dumps({"databases": databases, "jetbridge": shop})

@@ -32,7 +32,7 @@ def test_two_poisons_die_alone_beside_slow_neighbours(tmp_path):
 
     done = poison(
         *("--events", "500", "--keys", "50", "--poisons", "exit,SIGSEGV", "--consumers", "2"),
-        *("--slow-neighbours", "--timeout", "140", "--json", str(file)),
+        *("--slow-neighbours", "--lease", "1", "--timeout", "140", "--json", str(file)),
     )
 
     assert done.returncode == 0, done.stdout + done.stderr
