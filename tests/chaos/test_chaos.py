@@ -224,9 +224,16 @@ def test_only_known_deaths_excuse_a_dead_innocent(chaos: Chaos) -> None:
 
 def test_events_in_the_wrong_order_are_named(chaos: Chaos) -> None:
     """On the wire that breaks a promise, in the handlers it is counted."""
-    key = chaos.one("SELECT key FROM chaos_step WHERE n = 3")
-    place = f"WHERE event_id = (SELECT event_id FROM chaos_step WHERE key = '{key}' AND n = 3 AND copies = 1)"
-    key_in_handlers = chaos.one("SELECT key FROM chaos_effect WHERE n = 3")
+    key = chaos.one(
+        "SELECT a.key FROM chaos_step a JOIN chaos_step b ON b.key = a.key AND b.n = 4 "
+        "WHERE a.n = 3 AND a.copies = 1 ORDER BY a.key"
+    )
+    place = f"WHERE event_id = (SELECT event_id FROM chaos_step WHERE key = '{key}' AND n = 3)"
+    alive = "NOT IN (SELECT event_id FROM jetbridge_dead_letter)"
+    key_in_handlers = chaos.one(
+        "SELECT a.key FROM chaos_effect a JOIN chaos_effect b ON b.key = a.key AND b.id > a.id "
+        f"WHERE a.n = 3 AND a.event_id {alive} AND b.event_id {alive} ORDER BY a.id"
+    )
 
     with chaos.tampered(
         f"UPDATE jetbridge_archive SET sequence = 999999 {place}",
