@@ -52,6 +52,7 @@ def handle(event: jetbridge.Delivery) -> None:
         if end == "exit":
             os._exit(1)
         os.kill(os.getpid(), getattr(signal, end))
+        threading.Event().wait(60)  # it is the main thread's to die of, and this one could commit meanwhile
     threading.Event().wait(0.02 if os.environ.get("JETBRIDGE_TEST_DB") == "postgres" else 0.001)
 """
 
