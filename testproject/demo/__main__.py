@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
+from testproject.demo.ending import Ending
 from testproject.demo.orders import MIN_ORDERS
 from testproject.demo.report import Reporter
 
@@ -31,14 +32,27 @@ TIMED_OUT: Final = 6
 
 
 def main(arguments: Sequence[str]) -> int:
+    """Returns the exit code: one of those above, or 128 + the signal that ended it."""
+    ending = Ending()
+    try:
+        code = _demo(arguments, ending)
+    except BaseException:
+        if ending.signal is None:
+            raise
+    if ending.signal is None:
+        return code
+    word = "Interrupted" if ending.signal is signal.SIGINT else "Terminated"
+    print(f"{word}; everything is stopped.", file=sys.stderr)
+    return 128 + ending.signal
+
+
+def _demo(arguments: Sequence[str], ending: Ending) -> int:
     started_at = time.monotonic()
     options = _parser().parse_args(arguments)
     reporter = Reporter(started_at)
     folder = _folder(options.dir)
-    signal.signal(signal.SIGTERM, _terminated)
-    # A shell starts background jobs with SIGINT ignored; kill -INT must work there, too. Before the first line:
-    # who has read it may interrupt.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Before the first line: who has read it may interrupt.
+    ending.listen()
     reporter.say(f"jetbridge demo: {options.orders} orders, {options.db}, seed {options.seed}, in {folder}")
     # Imported now: Django and the broker's client take a second, and the first line is already out.
     from testproject.demo.run import ServerTrouble, Unprepared, run
@@ -53,6 +67,7 @@ def main(arguments: Sequence[str]) -> int:
             timeout_s=options.timeout,
             started_at=started_at,
             reporter=reporter,
+            check=ending.check,
         )
     except ServerTrouble as trouble:
         print(f"The demo cannot run: {trouble}", file=sys.stderr)
@@ -63,9 +78,6 @@ def main(arguments: Sequence[str]) -> int:
     except TimedOut as late:
         print(f"Timed out waiting for {late}.", file=sys.stderr)
         return TIMED_OUT
-    except KeyboardInterrupt:
-        print("Interrupted; everything is stopped.", file=sys.stderr)
-        return 128 + signal.SIGINT
     finally:
         reporter.end()
     if options.json:
@@ -137,16 +149,9 @@ def _usage(text: str) -> NoReturn:
     sys.exit(USAGE)
 
 
-def _terminated(number: int, frame: object) -> NoReturn:
-    # As an exception, so that everything that was started is stopped on the way out.
-    sys.exit(128 + number)
-
-
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
-    except (
-        KeyboardInterrupt
-    ):  # while Django is imported, or after the verdict: nothing runs that must be stopped
+    except KeyboardInterrupt:  # before we listened: nothing runs that must be stopped
         print("Interrupted.", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)

@@ -70,14 +70,19 @@ def run(
     timeout_s: float,
     started_at: float,
     reporter: Reporter,
+    check: Callable[[], None],
 ) -> Result:
     """
+    Args:
+        check: Called before each wait; what it raises ends the demo.
+
     Raises:
         ServerTrouble: The broker or PostgreSQL did not start.
         TimedOut, Unprepared: The preparations were not finished; there is nothing to count.
     """
 
     def deadline_s() -> float:
+        check()
         return started_at + timeout_s - time.monotonic()
 
     steps = plan(orders, seed)
