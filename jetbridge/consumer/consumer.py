@@ -12,8 +12,9 @@ import logging
 import time
 from asyncio import CancelledError
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass
+from functools import partial
 
 from django.db import DatabaseError, InterfaceError
 
@@ -21,6 +22,7 @@ from jetbridge import retry, signals
 from jetbridge.conf import Settings
 from jetbridge.consumer import routing
 from jetbridge.consumer.delivery import Held, Item
+from jetbridge.consumer.durables import durables, lease_of
 from jetbridge.consumer.execute import ABANDONED, Settled, Settlement, Wait, execute
 from jetbridge.consumer.lanes import Lanes
 from jetbridge.consumer.outages import Outages
@@ -103,6 +105,7 @@ class Consumer:
             sequence=incoming.sequence,
             reply=incoming.reply,
             feed=feed,
+            lease=feed,
             open_jobs=len(jobs),
         )
         self._messages.add(message)
@@ -288,17 +291,24 @@ class Consumer:
                 await acks.in_progress(self._connection, message.reply)
         return interval_s / 3
 
-    async def dispatch_deferred(self, held_sources: Sequence[str], using: str) -> float:
-        """Bring due messages of the deferred table into the lanes."""
-        if not held_sources or self._draining.is_set():
+    async def dispatch_deferred(self, held: Collection[str], using: str) -> float:
+        """Bring due messages of the deferred table into the lanes: those of the keys whose leases are held."""
+        if not held or self._draining.is_set():
             return DEFERRED_EVERY_S
         in_hand = {m.deferred[1] for m in self._messages if m.deferred is not None and m.deferred[0] == using}
         room = self._settings.max_in_flight - len(in_hand)
         if room < self._settings.max_in_flight / 2:
             return DEFERRED_EVERY_S / 5  # each look sorts all that is due: it must bring more than a few
         limit = min(DEFERRED_AT_ONCE, max(1, room))
+        lease = partial(lease_of, settings=self._settings)
+        has_all = all(durable.lease in held for durable in durables(self._settings))
         records = await self._store_threads.run(
-            deferred.due, sources=held_sources, without=in_hand, limit=limit, using=using
+            deferred.due,
+            sources=list(self._settings.sources),
+            without=in_hand,
+            is_wanted=None if has_all else lambda *of_row: lease(*of_row) in held,
+            limit=limit,
+            using=using,
         )
         for record in records:
             job = routing.job_of_deferred(record, self._registry, self._settings, using=using)
@@ -308,6 +318,7 @@ class Consumer:
                 sequence=record.sequence,
                 reply="",
                 feed="",
+                lease=lease(record.source, record.key, record.event_id),
                 deferred=(using, record.id),
                 open_jobs=1,
             )

@@ -16,7 +16,8 @@ class Held:
 
     Attributes:
         reply: Where the ack goes; ``""`` for a message out of the deferred table.
-        feed: Name of the lease under which it came.
+        feed: Name of the lease under which it came; ``""`` for a message out of the deferred table.
+        lease: Name of the lease under which it may be run.
         deferred: Alias and id of its row in the deferred table, if it came from there.
         abandoned: Its lease is lost: whoever has it now gets the message again.
     """
@@ -26,6 +27,7 @@ class Held:
     sequence: int
     reply: str
     feed: str
+    lease: str = ""
     deferred: tuple[str, int] | None = None
     open_jobs: int = 0
     abandoned: bool = False

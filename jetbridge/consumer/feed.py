@@ -6,11 +6,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from jetbridge import topology
 from jetbridge.conf import Settings
 from jetbridge.consumer.consumer import Consumer
+from jetbridge.consumer.durables import Durable
 from jetbridge.errors import BrokerUnreachable
 from jetbridge.jetstream.connection import Connection, PermissionDenied
 from jetbridge.jetstream.incoming import Incoming
@@ -160,32 +160,3 @@ class Feed:
                 self.stream,
             )
         self._missing_said = missing
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Durable:
-    """One durable of this app. Sources that share a stream share it: a work queue allows no second reader."""
-
-    stream: str
-    partition: int | None
-    sources: tuple[str, ...]
-
-    @property
-    def lease(self) -> str:
-        """The lease under which it is pulled."""
-        return (
-            f"consume/{self.stream}" if self.partition is None else f"consume/{self.stream}/{self.partition}"
-        )
-
-
-def durables(settings: Settings) -> list[Durable]:
-    """Every durable that this app reads, in the order of ``SOURCES``."""
-    sources: dict[tuple[str, int | None], list[str]] = {}
-    for source in settings.sources.values():
-        numbers = [None] if source.partitions == 1 else list(range(source.partitions))
-        for number in numbers:
-            sources.setdefault((source.stream, number), []).append(source.name)
-    return [
-        Durable(stream=stream, partition=number, sources=tuple(names))
-        for (stream, number), names in sources.items()
-    ]

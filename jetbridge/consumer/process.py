@@ -12,11 +12,10 @@ from functools import partial
 from django.db import DatabaseError, InterfaceError, connections
 
 import jetbridge
-from jetbridge import topology
 from jetbridge.conf import Settings
 from jetbridge.consumer.consumer import Consumer, Totals
-from jetbridge.consumer.delivery import Held
-from jetbridge.consumer.feed import Feed, durables
+from jetbridge.consumer.durables import durables
+from jetbridge.consumer.feed import Feed
 from jetbridge.consumer.stranded import Stranded
 from jetbridge.deferred import store as deferred
 from jetbridge.errors import BrokerUnreachable
@@ -147,7 +146,7 @@ class _Process:
             is_held=lambda name: name in self.holder.held(),
         )
         by_lease = {feed.lease: feed for feed in self.feeds}
-        self.consumer.is_ours = self._is_ours
+        self.consumer.is_ours = lambda message: message.lease in self.holder.held()
         self.consumer.on_room = lambda lease: by_lease[lease].wake()
         self.draining = False
         self.beat = Heartbeat(
@@ -221,19 +220,7 @@ class _Process:
         return intake, upkeep
 
     async def _dispatch(self, alias: str) -> float:
-        return await self.consumer.dispatch_deferred(self._held_sources(), alias)
-
-    def _is_ours(self, message: Held) -> bool:
-        """Whether the lease under which a message came is still held; a stored one goes with its source."""
-        if message.feed:
-            return message.feed in self.holder.held()
-        return topology.source_of(message.subject) in self._held_sources()
-
-    def _held_sources(self) -> list[str]:
-        """Sources of which every partition is ours: a redriven key may belong to any of them."""
-        held = self.holder.held()
-        lost = {name for feed in self.feeds if feed.lease not in held for name in feed.sources}
-        return [name for name in self.settings.sources if name not in lost]
+        return await self.consumer.dispatch_deferred(self.holder.held(), alias)
 
     async def _drain(self, intake: list[Loop]) -> int:
         """Stop taking in, then finish what runs, while leases and messages in hand are kept alive."""

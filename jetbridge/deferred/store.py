@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import itertools
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from django.db import IntegrityError, transaction
-from django.db.models import Q
+from django.db.models import Q, QuerySet
 
 from jetbridge.models import Deferred
 from jetbridge.models.clock import WallClock
 from jetbridge.models.deferred import DeferredKind
+
+LOOK_ROWS = 1_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +24,7 @@ class DeferredRecord:
     handler: str
     source: str
     event_id: str
+    key: str
     subject: str
     stream: str
     sequence: int
@@ -69,28 +73,51 @@ def add(
 
 
 def due(
-    *, sources: Collection[str], without: Collection[int], limit: int, using: str
+    *,
+    sources: Collection[str],
+    without: Collection[int],
+    limit: int,
+    is_wanted: Callable[[str, str, str], bool] | None = None,
+    using: str,
 ) -> list[DeferredRecord]:
     """
     Messages of some sources that are due and not already in the caller's hands, in stream order.
 
     Redriven together, the dead letters of one key run in the order in which they were published.
+
+    Args:
+        is_wanted: Asked with source, key and event id of each; ``None`` wants all.
     """
     rows = Deferred.objects.using(using).filter(Q(due_at__lte=WallClock()), source__in=sources)
+    rows = rows.exclude(pk__in=list(without)).order_by("stream", "sequence", "id")
+    if is_wanted is not None:
+        rows = rows.filter(pk__in=_wanted(rows, is_wanted, limit))
     return [
         DeferredRecord(
             id=row.pk,
             handler=row.handler,
             source=row.source,
             event_id=row.event_id,
+            key=row.key,
             subject=row.subject,
             stream=row.stream,
             sequence=row.sequence,
             headers=row.headers,
             body=bytes(row.body),
         )
-        for row in rows.exclude(pk__in=list(without)).order_by("stream", "sequence", "id")[:limit]
+        for row in rows[:limit]
     ]
+
+
+def _wanted(rows: QuerySet[Deferred], is_wanted: Callable[[str, str, str], bool], limit: int) -> list[int]:
+    """The first of ``rows`` that are wanted. Without their bodies: those of others may be many, and in front."""
+    found: list[int] = []
+    for start in itertools.count(0, LOOK_ROWS):
+        some = list(rows.values_list("pk", "source", "key", "event_id")[start : start + LOOK_ROWS])
+        found += [pk for pk, *of_row in some if is_wanted(*of_row)]
+        if len(found) >= limit or len(some) < LOOK_ROWS:
+            break
+    return found[:limit]
 
 
 def any_due(*, sources: Collection[str], using: str) -> bool:

@@ -150,6 +150,7 @@ def record(body: bytes, handler: str = "a") -> DeferredRecord:
         handler=handler,
         source="orders",
         event_id="orders:5:9",
+        key="",
         subject="orders.sync.billing",
         stream="s",
         sequence=5,
