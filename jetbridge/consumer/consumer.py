@@ -90,7 +90,12 @@ class Consumer:
         self._in_hand: Counter[str] = Counter()
         self._outages = Outages()
         self._has_lost_a_lane = False
-        self.overdue = Overdue(self._running, timeout_s=settings.handler_timeout_s, size=threads.size)
+        self.overdue = Overdue(
+            self._running,
+            timeout_s=settings.handler_timeout_s,
+            size=threads.size,
+            waits_alone=lambda: self._slots.waiting_alone > 0,
+        )
         self.on_room: Callable[[str], None] = lambda feed: None
         self.is_ours: Callable[[Held], bool] = lambda message: True
 

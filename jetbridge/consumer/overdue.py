@@ -2,7 +2,7 @@
 Handlers that run for longer than they should.
 
 Nothing can stop a thread, so nothing is stopped: it is said, and shown where the process describes itself.
-The process counts as stuck only when no thread is left for anybody else.
+The process counts as stuck only when no thread is left for anybody else: all are taken, or one waits for them all.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ class Overdue:
         running: What runs at this moment; read from any thread.
         timeout_s: For handlers that have no time-out of their own.
         size: Number of handler threads.
+        waits_alone: Whether somebody waits for every thread, and all others behind it; asked from any thread.
     """
 
     def __init__(
@@ -31,11 +32,13 @@ class Overdue:
         *,
         timeout_s: float,
         size: int,
+        waits_alone: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._running = running
         self._timeout_s = timeout_s
         self._size = size
+        self._waits_alone = waits_alone
         self._clock = clock
         self._said: set[Item] = set()
 
@@ -45,7 +48,9 @@ class Overdue:
 
     def is_choked(self) -> bool:
         """Whether every thread is taken by one of them, so that no other event gets a turn."""
-        return sum(self._size if item.alone else 1 for item in self._late()) >= self._size
+        late = self._late()
+        taken = sum(self._size if item.alone else 1 for item in late)
+        return taken >= self._size or bool(late and self._waits_alone())
 
     def say(self) -> None:
         """One line for each, once."""

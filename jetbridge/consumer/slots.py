@@ -14,18 +14,26 @@ class Slots:
 
     Who must be alone gets all of them at once or none: two that each held a part would wait for each other
     for ever. And nobody overtakes it, or a busy consumer would never come to it.
+
+    Attributes:
+        waiting_alone: How many wait to be alone, and everybody behind them.
     """
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._free = size
+        self.waiting_alone = 0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     @asynccontextmanager
     async def taken(self, *, alone: bool = False) -> AsyncIterator[None]:
         """Hold one slot inside the block; with ``alone`` all of them."""
         count = self._size if alone else 1
-        await self._take(count)
+        self.waiting_alone += alone
+        try:
+            await self._take(count)
+        finally:
+            self.waiting_alone -= alone
         try:
             yield
         finally:

@@ -25,7 +25,7 @@ from jetbridge.jetstream.publisher import WindowPublisher
 from jetbridge.jetstream.puller import Puller
 from jetbridge.leases import heartbeat
 from jetbridge.leases import store as leases
-from jetbridge.models import Archive, Outbox, Worker
+from jetbridge.models import Archive, Inbox, Outbox, Worker
 from jetbridge.outbox import store
 from jetbridge.relay import process
 from jetbridge.runtime import loops, service, sessions, threads
@@ -226,6 +226,37 @@ def test_handlers_that_never_return_leave_the_process_stuck_until_one_does(world
     finally:
         go.set()
     assert "It keeps its thread and its key until it returns" in caplog.text
+
+
+@pytest.mark.postgres
+def test_one_that_never_returns_while_another_must_run_alone_leaves_the_process_stuck(world):
+    """
+    Whoever must run alone waits for every thread, and nobody overtakes it: one hanging handler stops them all.
+    Red if only the threads that are taken are counted: three are free, and no event ever gets one.
+    """
+    go, started = threading.Event(), threading.Event()
+
+    @jetbridge.handler(">", name="t.hangs", timeout=0.2, atomic=False)
+    def _(event: jetbridge.Event) -> None:
+        if event.payload["n"] == 1:
+            started.set()
+            go.wait(60)
+
+    died = {"handler": "t.hangs", "source": world.shop, "event_id": "e2", "stream": "", "sequence": 2}
+    Inbox.objects.create(**died, state="running", starts=1, claimed_by="somebody who died of it")
+    try:
+        with consuming(world, **SHORT, CONCURRENCY=4):
+            send(world, 1, key="a")
+            assert started.wait(20)
+            send(world, 2, key="b")
+            send(world, 3, key="c")
+            eventually(lambda: told("consumer", "stuck") == ["handlers"], 20)
+            eventually(lambda: held() == 0, 20)
+            go.set()
+            eventually(lambda: Inbox.objects.filter(state="processed").count() == 3, 30)
+            eventually(lambda: told("consumer", "stuck") == [] and held() == 1, 30)
+    finally:
+        go.set()
 
 
 def test_callbacks_that_raise_stop_nothing(world):

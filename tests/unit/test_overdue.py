@@ -74,6 +74,14 @@ def test_it_is_choked_when_no_thread_is_left(running: tuple[Any, ...], choked: b
     assert at(1_000.0, *running).is_choked() is choked
 
 
+def test_one_is_enough_while_another_waits_for_every_thread():
+    """Red if only taken threads are counted: the free ones are given to nobody then."""
+    overdue = Overdue([item(1)], timeout_s=60.0, size=8, waits_alone=lambda: True, clock=lambda: 1_000.0)
+    in_time = Overdue([item(1)], timeout_s=60.0, size=8, waits_alone=lambda: True, clock=lambda: 1.0)
+
+    assert (overdue.is_choked(), in_time.is_choked()) == (True, False)
+
+
 def test_each_is_said_once(caplog):
     overdue = at(1_000.0, item(1))
     overdue.say()
