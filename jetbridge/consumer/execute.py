@@ -246,8 +246,13 @@ def _shown(error: BaseException) -> BaseException | None:
 
 
 def _outage(error: BaseException, using: str) -> bool:
-    """Whether the database is what failed, so that there is nothing to record and nowhere to record it."""
-    return retry.is_outage(error) or not connections[using].is_usable()
+    """
+    Whether the database is what failed, so that there is nothing to record and nowhere to record it.
+
+    A handler may have closed its session, which says nothing: recording opens another, or fails as in an outage.
+    """
+    session = connections[using]
+    return retry.is_outage(error) or (session.connection is not None and not session.is_usable())
 
 
 def _take_back(job: Job, owner: str) -> None:

@@ -219,6 +219,26 @@ def test_a_transient_error_takes_the_start_back():
     assert row() == ("retrying", 0, 0, "")
 
 
+@pytest.mark.parametrize("error", [jetbridge.Snooze(3_600), ValueError("not yet")])
+def test_a_handler_that_closed_its_session_waits_as_long_as_it_asked_to(error):
+    """
+    A long handler without a transaction does well to close it. Red if no session is taken for no database: an
+    outage, tried again each second.
+    """
+
+    def handler(event: jetbridge.Delivery) -> None:
+        connection.close()
+        raise error
+
+    work, settings = work_for(handler, atomic=False, transient=(ValueError,), backoff=[3_600])
+    job = Job(received=message(), handler=work.handler, handler_name="t.handler", using="default")
+    waits = execute(job, settings, owner="me")
+
+    assert isinstance(waits, Wait)
+    assert waits.delay_s >= 1_800
+    assert row() == ("retrying", 0, 0, "")
+
+
 def test_a_start_of_our_own_that_could_not_be_taken_back_goes_on_with_any_copy():
     """Red if a first delivery runs beside that record: its failure would never be counted."""
 
