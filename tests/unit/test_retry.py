@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import sqlite3
+import threading
 
 import pytest
 from django.db import DataError, IntegrityError, InterfaceError, OperationalError, ProgrammingError
@@ -197,6 +198,26 @@ def test_errors_that_lead_to_one_another_are_looked_at_once():
     first, second = ValueError(), KeyError()
     first.__cause__, second.__cause__ = second, first
     assert not retry.is_outage(first)
+
+
+@pytest.mark.parametrize("cls", [IntegrityError, OperationalError, ValueError])
+def test_an_error_that_was_raised_from_itself_is_judged(cls):
+    """
+    ``raise error from error`` is a slip that Python allows. Red if the chain of its causes is walked to the end:
+    there is none, and the thread, its event and its key are gone for good.
+    """
+    error = cls("x")
+    error.__cause__ = error
+    said: list[object] = []
+
+    def judge() -> None:
+        said.extend([decide(error), retry.is_too_slow(error), retry.is_missing_table(error)])
+
+    thread = threading.Thread(target=judge, daemon=True)
+    thread.start()
+    thread.join(5)
+
+    assert said == [decide(ValueError("x")), False, False]
 
 
 @pytest.mark.parametrize("state", ["40001", "40P01", "55P03"])
