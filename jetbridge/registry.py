@@ -41,10 +41,6 @@ class Handler:
     permanent: tuple[type[BaseException], ...]
     transient: tuple[type[BaseException], ...]
 
-    @property
-    def is_async(self) -> bool:
-        return inspect.iscoroutinefunction(self.function)
-
     def policy(self, settings: conf.Settings) -> RetryPolicy:
         """The retry policy with the settings' defaults filled in."""
         return RetryPolicy(

@@ -10,11 +10,12 @@ handler kills the process, nothing else would tell.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final, TypeAlias, cast
+from typing import Final, TypeAlias
 
 from django.db import IntegrityError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -356,13 +357,20 @@ class _Run:
         timeout_s = work.handler.timeout_s or self.settings.handler_timeout_s
         delivery = work.received.delivery(attempt=self.number, deadline=time.monotonic() + timeout_s)
         signals.send(signals.handler_started, using=work.using, handler=work.handler.name, delivery=delivery)
-        function = work.handler.function
         with context.handling(delivery, work.using, atomic=work.handler.atomic):
-            if work.handler.is_async:
-                to_sync(cast("Callable[[Delivery], Awaitable[None]]", function))(delivery)
-            else:
-                function(delivery)
+            made: object = work.handler.function(delivery)
+            # By what came back: a decorator, or an object with __call__, hides that it is a coroutine function.
+            if inspect.isawaitable(made):
+                to_sync(_ended)(made)
+            elif inspect.isgenerator(made) or inspect.isasyncgen(made):
+                raise TypeError(
+                    f"Handler {work.handler.name!r} has a `yield`, so calling it runs nothing of it."
+                )
         return delivery
+
+
+async def _ended(made: Awaitable[object]) -> None:
+    await made
 
 
 def _is_open(connection: BaseDatabaseWrapper) -> bool:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 
 import pytest
+from asgiref.sync import sync_to_async
 from django.db import DatabaseError, connection, connections, transaction
 
 import jetbridge
@@ -40,6 +42,46 @@ def test_effect_event_and_inbox_row_are_committed_together():
     )
     assert row.finished_at is not None
     assert (Order.objects.count(), Outbox.objects.count()) == (1, 1)
+
+
+def _wrapped() -> Callable[[jetbridge.Delivery], object]:
+    async def handle(event: jetbridge.Delivery) -> None:
+        await sync_to_async(effect)(event)
+
+    return lambda event: handle(event)  # what many a decorator makes of a coroutine function
+
+
+class _Callable:
+    async def __call__(self, event: jetbridge.Delivery) -> None:
+        await sync_to_async(effect)(event)
+
+
+@pytest.mark.parametrize("function", [_wrapped(), _Callable()], ids=["wrapped", "object"])
+def test_a_coroutine_that_nobody_saw_coming_is_run_all_the_same(function):
+    """Red if only coroutine functions are awaited: processed and acked, and not a line of it has run."""
+    assert unit_of_work.attempt(*work_for(function)) == Processed(attempt=1)
+
+    assert (Order.objects.count(), Outbox.objects.count()) == (1, 1)
+
+
+def _yields(event: jetbridge.Delivery) -> Iterator[None]:
+    effect(event)
+    yield
+
+
+async def _yields_later(event: jetbridge.Delivery) -> AsyncIterator[None]:
+    effect(event)
+    yield
+
+
+@pytest.mark.parametrize("function", [_yields, _yields_later])
+def test_a_generator_is_a_failure(function):
+    """Nothing of it runs when it is called. Red if what a handler returns is not looked at: a lost event."""
+    failed = unit_of_work.attempt(*work_for(function))
+
+    assert isinstance(failed, Failed)
+    assert "yield" in str(failed.error)
+    assert not Inbox.objects.exists()
 
 
 def test_a_second_copy_does_not_run_and_is_counted():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 
 import jetbridge
@@ -93,19 +91,6 @@ def test_matching_by_pattern_and_source_in_the_order_of_declaration():
     assert names("order.paid", "depot") == ["a", "c"]
     assert names("invoice.x.y", "shop") == ["d"]
     assert names("nothing", "shop") == []
-
-
-def test_an_async_handler_is_known_as_one():
-    """Also a callable object whose ``__call__`` is a coroutine function would be; a plain one is not."""
-
-    @jetbridge.handler("order.placed", name="t.async")
-    async def handle(event: jetbridge.Event) -> None:
-        await asyncio.sleep(0)
-
-    @jetbridge.handler("order.placed", name="t.sync")
-    def plain(event: jetbridge.Event) -> None: ...
-
-    assert [handler.is_async for handler in registry.all()] == [True, False]
 
 
 def test_the_policy_fills_in_the_settings(settings):
