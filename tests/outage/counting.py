@@ -20,6 +20,7 @@ class Count:
     Attributes:
         committed: Orders in the database; the same number stored twice (an unknown COMMIT) is one.
         attempts_spent: Attempts beyond the first of each event, of the consumer and of the relay.
+        starts_spent: Starts without an attempt: held against their event as deaths of a process, of which none died.
         left: Outbox rows of any state, and inbox rows that are not processed.
     """
 
@@ -29,6 +30,7 @@ class Count:
     doubled: int
     ghosts: int
     attempts_spent: int
+    starts_spent: int
     dead_letters: int
     left: int
     duplicates: int
@@ -52,6 +54,7 @@ def count() -> Count:
         doubled=sum(times > 1 for times in invoices.values()),
         ghosts=len(set(invoices) - orders),
         attempts_spent=spent + sum(Outbox.objects.values_list("attempts", flat=True)),
+        starts_spent=inbox.aggregate(n=Sum(F("starts") - F("attempts")))["n"] or 0,
         dead_letters=DeadLetter.objects.using(BILLING).count(),
         left=Outbox.objects.count() + unfinished,
         duplicates=duplicates + Archive.objects.filter(duplicate=True).count(),

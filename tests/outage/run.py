@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SHOP, BILLING = "outage-shop", "outage-billing"
 WARM_UP_EVENTS = 20
 PREPARE_S = 60.0
+ACKED_S = 60.0
 
 # The moment of each commit, by the clock that all processes of a machine share.
 HANDLERS = """\
@@ -167,10 +168,12 @@ def _outage(
     writers.stop()
     eventually(lambda: missing() == 0, 60 + wait_s / 2, interval_s=0.2, what="every order has its invoice")
     drained = time.monotonic()
+    left = _left(broker.url)
     measured = Measured(
         outage_s=back - began,
         first_event_s=first - back,
         drained_s=drained - back,
+        left_in_stream=left,
         log_lines={name: said[name] - said_before[name] for name in workers},
         exit_codes={name: worker.terminate() for name, worker in workers.items()},
         writer_failures=writers.failures,
@@ -178,6 +181,18 @@ def _outage(
     )
     asked = {"of": plan.of, "db": plan.db, "how": plan.how, "settings": dict(plan.keys)}
     return document(asked, plan.minutes, measured, first_event_s=plan.first_event_s)
+
+
+def _left(url: str) -> int:
+    """What the stream has for the consumer once every ack is there, and the copy of an event whose ack got lost."""
+    from tests.poison.counting import left_in_stream
+
+    def left() -> int:
+        return left_in_stream(url, f"jetbridge-{SHOP}", f"{BILLING}-workers")
+
+    with suppress(AssertionError):  # then the number is the verdict
+        eventually(lambda: left() == 0, ACKED_S, interval_s=0.5)
+    return left()
 
 
 def _log_lines(workers: Mapping[str, Process]) -> dict[str, int]:

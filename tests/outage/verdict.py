@@ -19,12 +19,14 @@ class Measured:
     Attributes:
         first_event_s: From the moment the server accepts connections to the first commit of a handler.
         drained_s: From there to the last one of what was waiting.
+        left_in_stream: Messages without an ack, long after the last commit. To forget the ack loses no effect.
         log_lines: Per process, from the beginning of the outage to the first event after it.
     """
 
     outage_s: float
     first_event_s: float
     drained_s: float
+    left_in_stream: int
     log_lines: Mapping[str, int]
     exit_codes: Mapping[str, int]
     writer_failures: int
@@ -38,11 +40,13 @@ def document(
     count = seen.count
     exact = {
         "attempts spent": count.attempts_spent,
+        "starts spent": count.starts_spent,
         "dead letters": count.dead_letters,
         "lost": count.lost,
         "doubled": count.doubled,
         "ghosts": count.ghosts,
         "left": count.left,
+        "left in the stream": seen.left_in_stream,
         "exit codes": sum(code != 0 for code in seen.exit_codes.values()),
     }
     bounded = {

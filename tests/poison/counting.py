@@ -21,6 +21,7 @@ class Count:
     """
     Attributes:
         dead: ``<event id>:<reason>`` of each dead letter.
+        starts_of_dead: The starts of each, which are deaths on record.
         unfinished: Events, poison excepted, whose inbox row is not processed.
         attempts_spent: Attempts beyond the first, of all events.
         blamed: Events, poison excepted, with a start that ended with its process; ``most_blamed`` counts those starts.
@@ -31,6 +32,7 @@ class Count:
     doubled: int
     ghosts: int
     dead: list[str]
+    starts_of_dead: list[int]
     unfinished: int
     attempts_spent: int
     blamed: int
@@ -60,6 +62,7 @@ def count(poisons: Collection[int]) -> Count:
         doubled=sum(times > 1 for times in invoices.values()),
         ghosts=len(set(invoices) & set(poisons)),
         dead=sorted(f"{event_id}:{reason}" for event_id, reason in letters.values_list("event_id", "reason")),
+        starts_of_dead=sorted(letters.values_list("starts", flat=True)),
         unfinished=sum(state != "processed" for _, state, *_ in others),
         attempts_spent=sum(max(0, attempts - 1) for _, _, attempts, _, _ in rows),
         blamed=len(blamed),

@@ -29,6 +29,8 @@ def document(
         ("doubled", seen.doubled, 0),
         ("effects of poison", seen.ghosts, 0),
         ("dead letters", " ".join(seen.dead), expected_dead),
+        # Given up after the first death it would look the same in all other numbers.
+        ("starts of poison", seen.starts_of_dead, [MAX_STARTS] * len(poisons)),
         ("unfinished", seen.unfinished, 0),
         ("attempts spent", seen.attempts_spent, 0),
         ("left in the stream", left, 0),
