@@ -108,6 +108,8 @@ class Run:
         self._say("Idle; the workers drain" if idle else "NOT idle; the workers drain all the same")
         statuses = workers.stop()
         failures = [*harm.slow_drains, *schedule.troubles, *_failures(workers, statuses)]
+        if missing := self.options.faults - schedule.done.total():
+            failures.append(f"{missing} of {self.options.faults} faults never happened, so this proves less")
         evidence = self._evidence(workers, failures)
         return self._result(evidence, schedule, workers)
 
