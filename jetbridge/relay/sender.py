@@ -12,16 +12,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 from jetbridge import signals
 from jetbridge.conf import Settings
 from jetbridge.jetstream.connection import Connection
-from jetbridge.jetstream.publisher import WindowPublisher
+from jetbridge.jetstream.publisher import Outgoing, WindowPublisher
+from jetbridge.jetstream.subjects import covered
 from jetbridge.leases.holder import LeaseHolder
 from jetbridge.models import OutboxState
 from jetbridge.outbox import store
 from jetbridge.outbox.records import OutboxRecord, Settled
-from jetbridge.relay import sorting
+from jetbridge.relay import sorting, stream_info
 from jetbridge.relay.knowledge import Knowledge, Trial
 from jetbridge.relay.sorting import Verdicts
 from jetbridge.runtime.threads import Threads
@@ -125,16 +127,33 @@ class Sender:
         if deadline_s < MIN_PAGE_S:
             return None
         results = await self._publisher.publish(messages, deadline_s=deadline_s)
-        verdicts = sorting.judge(
+        judge = partial(
+            sorting.judge,
             records,
             results,
             stream=self._settings.stream,
             hold_key=self._settings.on_refused == "hold_key",
         )
+        verdicts = judge()
+        if verdicts.unheard and (uncovered := await self._uncovered(records, messages)):
+            verdicts = judge(uncovered=uncovered)
         if verdicts.ttl_disabled:
             self._ttl_disabled_in = epoch
             logger.warning("The stream %s takes no Nats-TTL; run jetbridge_provision.", self._settings.stream)
         return verdicts
+
+    async def _uncovered(self, records: Sequence[OutboxRecord], messages: Sequence[Outgoing]) -> set[str]:
+        """
+        Subjects that our stream does not take. Asked where nothing of a page was stored: such rows in front of all
+        others look like an outage, and nothing behind them would ever be sent.
+        """
+        taken = await stream_info.subjects(self._connection, self._settings.stream)
+        pairs = zip(records, messages, strict=True)
+        return {
+            record.subject
+            for record, message in pairs
+            if taken and not any(covered(message.subject, by) for by in taken)
+        }
 
     async def _apply(self, verdicts: Verdicts, origin: OutboxState) -> None:
         if verdicts.stored:

@@ -82,6 +82,7 @@ class Verdicts:
         outage: Why some rows were not stored and are left as they are; ``""`` if none.
         ttl_disabled: The stream takes no ``Nats-TTL``: to be sent again without.
         answered: Whether there was any answer at all.
+        unheard: Nobody listens on a subject, and whether that is the subject's trouble cannot be told.
     """
 
     stored: list[Settled] = field(default_factory=list)
@@ -91,17 +92,24 @@ class Verdicts:
     outage: str = ""
     ttl_disabled: bool = False
     answered: bool = False
+    unheard: bool = False
 
 
 WRONG_STREAM = "wrong_stream"
 
 
 def judge(
-    records: Sequence[OutboxRecord], results: Sequence[Result], *, stream: str, hold_key: bool
+    records: Sequence[OutboxRecord],
+    results: Sequence[Result],
+    *,
+    stream: str,
+    hold_key: bool,
+    uncovered: Collection[str] = (),
 ) -> Verdicts:
     """
     Args:
         stream: Where the rows belong; an answer from another stream parks the subject.
+        uncovered: Subjects that the stream is known not to take.
         hold_key: Whether followers of a refused row wait for it.
     """
     verdicts = Verdicts(answered=any(isinstance(result, Stored | Refused) for result in results))
@@ -116,7 +124,8 @@ def judge(
                 other = Refused(0, 0, f"stored by the stream {result.stream!r} instead of {stream!r}")
                 _park(verdicts, record, other)
             case Refused():
-                _refused(verdicts, record, result, anything_stored, refused_lanes)
+                is_known = anything_stored or record.subject in uncovered
+                _refused(verdicts, record, result, is_known, refused_lanes)
             case NotSent() if (record.subject, record.key) in refused_lanes and hold_key:
                 verdicts.followers.append(record)
             # Only behind a parked row of its own key: one behind an open question may not leave it alone in front.
@@ -132,7 +141,7 @@ def judge(
 
 
 def _refused(
-    verdicts: Verdicts, record: OutboxRecord, refusal: Refused, anything_stored: bool, lanes: set[Lane]
+    verdicts: Verdicts, record: OutboxRecord, refusal: Refused, is_known: bool, lanes: set[Lane]
 ) -> None:
     if refusal.err_code == TTL_DISABLED:
         verdicts.ttl_disabled = True
@@ -142,10 +151,11 @@ def _refused(
             verdicts.refused.append((record, refusal))
             if record.key:
                 lanes.add((record.subject, record.key))
-        case Fault.SUBJECT if refusal.err_code or anything_stored:
+        case Fault.SUBJECT if refusal.err_code or is_known:
             _park(verdicts, record, refusal)
-        case Fault.SUBJECT | Fault.OUTAGE:
+        case Fault.SUBJECT | Fault.OUTAGE as fault:
             # 503 for everything is a stream without leader, or no stream at all: the same wait for all.
+            verdicts.unheard = verdicts.unheard or fault is Fault.SUBJECT
             verdicts.outage = verdicts.outage or refusal.description
 
 

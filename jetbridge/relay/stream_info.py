@@ -1,4 +1,7 @@
-"""When the own stream was created: its identity, since sequences repeat in a re-created one."""
+"""
+What the own stream says of itself: when it was created, which is its identity, since sequences repeat in a re-created
+one; and what it takes.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from django.utils.dateparse import parse_datetime
 
 from jetbridge.errors import JetbridgeError
 from jetbridge.jetstream.connection import Connection
+
+SUBJECTS_S = 1.0
 
 logger = logging.getLogger("jetbridge.relay")
 
@@ -23,3 +28,13 @@ async def created_at(connection: Connection, stream: str) -> datetime | None:
     created = answer.get("created")
     # Nanoseconds on the wire, of which a datetime holds six digits.
     return parse_datetime(f"{created[:26].rstrip('Z')}Z") if isinstance(created, str) else None
+
+
+async def subjects(connection: Connection, stream: str) -> list[str]:
+    """What ``stream`` takes; nothing if it does not tell now, or does not exist."""
+    try:
+        config = (await connection.api(f"STREAM.INFO.{stream}", timeout_s=SUBJECTS_S)).get("config")
+    except (JetbridgeError, TimeoutError):
+        return []
+    found = config.get("subjects") if isinstance(config, dict) else None
+    return [str(one) for one in found] if isinstance(found, list) else []

@@ -11,7 +11,7 @@ from jetbridge.models import Archive, Lease, Outbox, OutboxState
 from jetbridge.models.clock import WallClock
 from jetbridge.outbox import store
 from testproject.processes import free_port
-from tests.running import numbers, relaying
+from tests.running import api, numbers, relaying
 from tests.servers import NatsServer
 from tests.waiting import eventually
 from tests.worlds import World, outbox
@@ -51,6 +51,27 @@ def test_a_missing_stream_touches_no_row_and_resumes_by_itself(
         with world.as_shop():
             eventually(lambda: Outbox.objects.count() == 0)
     assert numbers(world) == [1, 2, 3]
+
+
+def test_a_page_full_of_what_the_stream_does_not_take_stops_nobody_behind_it(world):
+    """
+    A destination that the shared stream does not know yet. Red if a page of nothing but 503 is always an outage: the
+    rows in front are never parked, and nothing behind them is ever sent.
+    """
+    stream = f"jetbridge-{world.shop}"
+    world.publisher["DESTINATIONS"] = [world.billing, "new"]
+    config = api(world, f"STREAM.INFO.{stream}")["config"]
+    api(world, f"STREAM.UPDATE.{stream}", {**config, "subjects": [f"{world.shop}.sync.{world.billing}"]})
+    with world.as_shop():
+        for n in range(8):
+            jetbridge.publish("order.placed", {"n": n}, to="new", key="k")
+        jetbridge.publish("order.placed", {"n": 99}, to=world.billing)
+
+    with relaying(world, PAGE_SIZE=3, PARK_RETRY_S=1):
+        eventually(lambda: numbers(world) == [99])
+        assert {row.state for row in outbox(destination="new")} <= {"ready", "parked"}
+        api(world, f"STREAM.UPDATE.{stream}", config)
+        eventually(lambda: numbers(world) == [99, *range(8)], 20)
 
 
 def test_a_killed_and_restarted_broker_loses_and_repeats_nothing(
