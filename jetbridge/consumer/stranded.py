@@ -88,7 +88,9 @@ class Stranded:
             try:
                 await self._account_for(advisory)
             except BrokerUnreachable:
-                break  # asked again when it answers
+                # Asked again when it answers, behind the others: its stream may be gone, and theirs not.
+                self._waiting[advisory] = self._waiting.pop(advisory)
+                break
             del self._waiting[advisory]
         for place, feed in self._feeds.items():
             if self._is_held(feed.lease) and self._connection.is_connected:

@@ -154,3 +154,26 @@ def say(world: World, stream: str, name: str, sequence: int) -> None:
         await client.flush()
 
     world.nats(main)
+
+
+def test_one_that_cannot_be_read_stops_none_behind_it(transactional_db, handlers, nats_server, caplog):
+    """
+    Its stream was deleted, and no other will say for sure what became of it. Red if all wait until it can be read:
+    advisories come once, and at the next restart what waits is forgotten.
+    """
+    world = World(nats_server.url, sources=["depot"]).provision()
+    gone = f"jetbridge-{world.others['depot']}"
+
+    async def tell(client: Client) -> None:
+        for stream in (gone, f"jetbridge-{world.shop}"):
+            durable = f"{world.billing}-workers"
+            said = {"stream": stream, "consumer": durable, "stream_seq": 1, "deliveries": 2}
+            subject = f"$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{stream}.{durable}"
+            await client.publish(subject, json.dumps(said).encode())
+        await client.flush()
+
+    with consuming(world), caplog.at_level(logging.INFO, "jetbridge"):
+        eventually(lambda: caplog.text.count("Pulling ") == 2)
+        api(world, f"STREAM.DELETE.{gone}")
+        world.nats(tell)
+        eventually(lambda: f"has given up message 1 of stream jetbridge-{world.shop} " in caplog.text)
