@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import random
 import re
 import time
@@ -20,20 +19,20 @@ from typing import Final
 from nats.errors import NoServersError
 
 from jetbridge.errors import BrokerUnreachable
-from jetbridge.jetstream import wire
+from jetbridge.jetstream import answers, wire
 from jetbridge.jetstream.client import Client, Handler
 from jetbridge.jetstream.denials import Denial, Denials, PermissionDenied
 from jetbridge.jetstream.dialer import Dialer
-from jetbridge.jetstream.logs import Hush, logger, redact, secrets_of
+from jetbridge.jetstream.logs import logger
 from jetbridge.jetstream.options import ConnectionOptions, options_for
 from jetbridge.jetstream.session import Session
+from jetbridge.jetstream.trouble import Trouble
+from jetbridge.runtime.service import is_cancelled
 
 __all__ = ["Connection", "ConnectionOptions", "PermissionDenied", "options_for"]
 
 BACKOFF_S: Final = (0.1, 1.0)  # work resumes within two seconds of an outage's end
 STABLE_S: Final = 5.0
-SAID_S: Final = 5.0
-NO_RESPONDERS: Final = 503
 
 
 class Connection:
@@ -42,25 +41,18 @@ class Connection:
 
     Attributes:
         epoch: Grows with each successful connect; 0 before the first.
-        last_error: The latest trouble for humans, without credentials; ``""`` while connected.
-        denied: Why the user's permissions make work impossible, ``""`` if they do not. Tried again all the same,
-            every second, because permissions can be repaired while we run.
     """
 
     def __init__(self, options: ConnectionOptions) -> None:
         self.options = options
         self.epoch = 0
-        self.last_error = ""
-        self.denied = ""
         self.denials = Denials()
         self._session: Session | None = None
         self._standing: dict[str, tuple[Handler, Callable[[], None]]] = {}
         self._supervisor: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self._closed = False
-        self._say = Hush()
-        self._said_at = -SAID_S
-        self._secrets = secrets_of(options.urls)
+        self._trouble = Trouble(options.urls)
         self._dialer = Dialer(options, denials=self.denials, note=self._note)
 
     # --- state -----------------------------------------------------------------------------------
@@ -73,6 +65,23 @@ class Connection:
     @property
     def is_connected(self) -> bool:
         return self._session is not None
+
+    @property
+    def last_error(self) -> str:
+        """The latest trouble for humans, without credentials; ``""`` while connected."""
+        return self._trouble.last_error
+
+    @property
+    def denied(self) -> str:
+        """
+        Why the user's permissions make work impossible, ``""`` if they do not. Tried again all the same, every
+        second, because permissions can be repaired while we run.
+        """
+        return self._trouble.denied
+
+    def why_unreachable(self) -> str:
+        """A sentence for whoever gives up waiting: which address, what happened, what to do. No credentials."""
+        return self._trouble.why_unreachable()
 
     @property
     def is_closed(self) -> bool:
@@ -184,10 +193,12 @@ class Connection:
         await self.ready(timeout_s)
         session = self._living()
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        reply = session.reply_to(lambda _rest, data, headers: _answer(answer, subject, data, headers))
+        reply = session.reply_to(lambda _rest, data, headers: answers.give(answer, subject, data, headers))
         undo = (
-            session.on_lost(lambda reason: _fail(answer, BrokerUnreachable(f"Connection lost: {reason}"))),
-            self.denials.listen(lambda denial: _deny(answer, subject, denial)),
+            session.on_lost(
+                lambda reason: answers.fail(answer, BrokerUnreachable(f"Connection lost: {reason}"))
+            ),
+            self.denials.listen(lambda denial: answers.deny(answer, subject, denial)),
         )
         try:
             if not session.client.push(wire.publish_frame(wire.subject_bytes(subject), reply, body)):
@@ -241,7 +252,9 @@ class Connection:
 
     def _living(self) -> Session:
         if self._session is None:
-            raise BrokerUnreachable(self._explain(self.denied or self.last_error or "Not connected yet."))
+            raise BrokerUnreachable(
+                self._trouble.explain(self.denied or self.last_error or "Not connected yet.")
+            )
         return self._session
 
     # --- supervising -----------------------------------------------------------------------------
@@ -256,8 +269,15 @@ class Connection:
             except NoServersError:
                 unreachable = True  # the rounds inside have waited already
             except PermissionDenied as error:
-                self._deny(str(error))
+                self._trouble.deny(str(error))
+                self._tell()
                 failures = 10
+            except asyncio.CancelledError as error:
+                if is_cancelled():
+                    raise
+                self._note(
+                    error
+                )  # of somebody else's future that we waited for: no reason to stay away for ever
             except Exception as error:  # whatever it was, the next attempt may work
                 self._note(error)
             failures = 0 if time.monotonic() - born > STABLE_S else failures + (not unreachable)
@@ -297,10 +317,10 @@ class Connection:
             session.client.listen(subject, handler)
         self.epoch = session.epoch
         self._session = session
-        self.last_error = self.denied = ""
+        self._trouble.is_over()
         logger.info(
             "Connected to %s, server %s.",
-            self._explain(self._dialer.last_url),
+            self._trouble.explain(self._dialer.last_url),
             ".".join(map(str, self.server_version)),
         )
         self._tell()
@@ -308,7 +328,7 @@ class Connection:
     def _end_session(self, session: Session, reason: str) -> None:
         if self._session is session:
             self._session = None
-        session.lose(self._explain(reason))
+        session.lose(self._trouble.explain(reason))
         self._tell()
 
     def _on_denial(self, session: Session, denial: Denial) -> None:
@@ -326,73 +346,15 @@ class Connection:
             if denial.subject == subject.lower():
                 on_denied()
 
+    def _note(self, error: BaseException) -> None:
+        self._trouble.note(error, is_connected=self.is_connected)
+
     def _tell(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
-
-    # --- trouble ---------------------------------------------------------------------------------
-
-    def why_unreachable(self) -> str:
-        """A sentence for whoever gives up waiting: which address, what happened, what to do. No credentials."""
-        if self.denied:
-            return self.denied
-        reason = self.last_error or "no answer"
-        if 'JETBRIDGE["NATS_URLS"]' in reason:
-            return f"NATS cannot be reached: {reason}"  # the embedded server's own remedy
-        is_refusal = reason.startswith("nats: '")  # it answered, so starting it would change nothing
-        remedy = "Check" if is_refusal else "Start it, or set"
-        return (
-            f'NATS cannot be reached: {self._where()}: {reason.rstrip(".")}. {remedy} JETBRIDGE["NATS_URLS"].'
-        )
-
-    def _deny(self, text: str) -> None:
-        self.denied = self.last_error = self._explain(text)
-        self._say(logging.ERROR, f"Cannot work with these NATS permissions: {self.denied}")
-        self._tell()
-
-    def _note(self, error: BaseException) -> None:
-        text = self._explain(str(error) or type(error).__name__)
-        if self._session is None and self._tells_more(text):
-            self.last_error = text
-        self._say(logging.WARNING, f"NATS ({self._where()}): {text}")
-
-    def _tells_more(self, text: str) -> bool:
-        """Whether to replace ``last_error``: the server's own words outlive the broken pipe that follows them."""
-        now = time.monotonic()
-        if text.startswith("nats: '"):
-            self._said_at = now
-        return now - self._said_at > SAID_S or text.startswith("nats: '")
-
-    def _where(self) -> str:
-        return self._explain(", ".join(self.options.urls) or "embedded server")
-
-    def _explain(self, text: str) -> str:
-        return redact(text, self._secrets)
 
 
 def backoff_s(failures: int) -> float:
     """0.1 s doubling to 1 s, with jitter so that a fleet does not come back in step."""
     low, high = BACKOFF_S
     return min(high, low * 2.0 ** max(0, failures - 1)) * random.uniform(0.5, 1.0)
-
-
-def _fail(answer: asyncio.Future[bytes], error: Exception) -> None:
-    if not answer.done():
-        answer.set_exception(error)
-
-
-def _deny(answer: asyncio.Future[bytes], subject: str, denial: Denial) -> None:
-    if not denial.is_subscription and denial.subject == subject.lower():
-        _fail(answer, PermissionDenied(subject))
-
-
-def _answer(answer: asyncio.Future[bytes], subject: str, data: bytes, headers: bytes) -> None:
-    if headers and wire.read_status(headers)[0] == NO_RESPONDERS:
-        _fail(
-            answer,
-            BrokerUnreachable(
-                f"Nobody answers {subject}: JetStream is off for this account, or has no leader."
-            ),
-        )
-    elif not answer.done():
-        answer.set_result(data)

@@ -11,7 +11,7 @@ from jetbridge import partition, topology
 from jetbridge.conf import Destination
 from jetbridge.envelope import wire_headers
 from jetbridge.jetstream.classify import Fault, classify
-from jetbridge.jetstream.results import NoAnswer, NotSent, Outgoing, Refused, Result, Stored
+from jetbridge.jetstream.results import NO_RESPONDERS, NoAnswer, NotSent, Outgoing, Refused, Result, Stored
 from jetbridge.outbox.records import OutboxRecord, Settled
 
 Lane = tuple[str, str]
@@ -151,7 +151,7 @@ def _refused(
             verdicts.refused.append((record, refusal))
             if record.key:
                 lanes.add((record.subject, record.key))
-        case Fault.SUBJECT if refusal.err_code or is_known:
+        case Fault.SUBJECT if refusal.err_code or is_known or refusal.code != NO_RESPONDERS.code:
             _park(verdicts, record, refusal)
         case Fault.SUBJECT | Fault.OUTAGE as fault:
             # 503 for everything is a stream without leader, or no stream at all: the same wait for all.

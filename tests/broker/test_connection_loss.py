@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import pytest
 
+from jetbridge.jetstream.client import Client
 from jetbridge.jetstream.connection import Connection
 from testproject.processes import free_port
 from tests.broker.lab import connected, freeze, make_stream, options, unique
@@ -47,6 +48,30 @@ def test_a_dozen_failed_attempts_are_a_few_log_lines(tmp_path, caplog):
     assert 1 <= len(lines) <= 3
     assert "topsecret" not in caplog.text
     assert "someone" not in caplog.text
+
+
+def test_a_cancellation_that_nobody_asked_for_is_one_failed_attempt(make_nats_server, monkeypatch):
+    """
+    Somebody else's future is cancelled while we wait for it. Red if a CancelledError always ends the supervisor:
+    nobody would connect again.
+    """
+
+    async def scenario() -> None:
+        connection = Connection(options(make_nats_server().url))
+        real, strays = connection._dialer.dial, [True]
+
+        async def dial(client: Client) -> None:
+            if strays.pop() if strays else False:
+                raise asyncio.CancelledError
+            await real(client)
+
+        monkeypatch.setattr(connection._dialer, "dial", dial)
+        await connection.start()
+        assert await connection.ready(10)
+        assert connection.is_supervised
+        await connection.close()
+
+    asyncio.run(scenario())
 
 
 def test_a_frozen_server_with_data_queued_is_left_for_another(make_nats_server):

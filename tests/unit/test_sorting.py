@@ -162,6 +162,16 @@ def test_nobody_answering_at_all_is_an_outage_and_not_the_subjects_fault():
     assert (found.outage, found.parked) == ("no responders", {})
 
 
+def test_a_page_full_of_what_this_user_may_not_send_parks_it():
+    """A denial names its subject. Red if only an answer beside it could: nothing behind such a page would ever go."""
+    denied = Refused(403, 0, "permissions violation: this NATS user may not publish to 'orders.sync.billing'")
+
+    found = verdict((row(1), denied), (row(2), BEHIND))
+
+    assert ids(found.parked["orders.sync.billing"][0]) == [1, 2]
+    assert not found.outage
+
+
 def test_nobody_answering_one_subject_parks_it():
     found = verdict((row(1), NOBODY), (row(2, "b", "mail"), stored(1)))
 
