@@ -201,5 +201,6 @@ class RelayProcess:
     async def answers(self, timeout_s: float) -> bool:
         return self._stream.mood in ("up", "lossy")
 
-    async def api(self, subject: str) -> dict[str, str]:
+    async def api(self, subject: str, body: object = None, timeout_s: float = 5.0) -> dict[str, str]:
+        """INFO that does not say what the stream takes: then nobody listening is everybody's outage."""
         return {"created": "2026-11-22T00:00:00Z"}
