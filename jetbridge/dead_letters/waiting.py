@@ -31,10 +31,11 @@ def wait_until_run(acted: Acted, *, timeout_s: float, using: str) -> Waited:
     pending = list(acted.ids)
     skipped = list(acted.skipped)
     while pending:
+        # In this order: one that fails between the two looks is still running in the first, and not a success.
+        still = set(_running(pending, using))
         failed = [Skipped(id=one.id, why=why) for one, why in _failed(pending, using)]
         skipped += failed
-        done = {one.id for one in failed}
-        still = set(_running(pending, using)) - done
+        still -= {one.id for one in failed}
         pending = [id for id in pending if id in still]
         if not pending or time.monotonic() >= deadline:
             break

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -12,6 +13,9 @@ import pytest
 from django.core.management import CommandError, call_command, load_command_class
 from django.utils import timezone
 
+from jetbridge.dead_letters import waiting
+from jetbridge.dead_letters.redrive import Acted
+from jetbridge.dead_letters.store import DeadLetterSummary
 from jetbridge.models import DeadLetter, Deferred, Inbox
 from tests.django.commands import run, run_json
 
@@ -354,3 +358,21 @@ def test_usage_faults_say_what_is_expected(arguments: list[str], words: str) -> 
         call_command("jetbridge_dlq", *arguments)
 
     assert words in str(raised.value)
+
+
+@pytest.mark.django_db
+def test_one_that_fails_while_it_is_looked_at_has_not_succeeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is running when failures are looked for, and open just after. Red if that look comes first."""
+    dead = letter(state="redriving")
+    look = waiting._failed
+
+    def look_and_fail(ids: Sequence[int], using: str) -> Iterator[tuple[DeadLetterSummary, str]]:
+        found = list(look(ids, using))
+        DeadLetter.objects.update(state="open")
+        return iter(found)
+
+    monkeypatch.setattr(waiting, "_failed", look_and_fail)
+    waited = waiting.wait_until_run(Acted(ids=[dead.pk], skipped=[]), timeout_s=5, using="default")
+
+    assert (waited.finished, waited.acted.ids) == (True, [])
+    assert "failed again" in waited.acted.skipped[0].why
