@@ -58,11 +58,11 @@ def test_a_cancellation_that_nobody_asked_for_is_one_failed_attempt(make_nats_se
 
     async def scenario() -> None:
         connection = Connection(options(make_nats_server().url))
-        real, strays = connection._dialer.dial, [True]
+        real, strays = connection._dialer.dial, [asyncio.CancelledError()]
 
         async def dial(client: Client) -> None:
-            if strays.pop() if strays else False:
-                raise asyncio.CancelledError
+            if strays:
+                raise strays.pop()
             await real(client)
 
         monkeypatch.setattr(connection._dialer, "dial", dial)

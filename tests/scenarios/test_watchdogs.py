@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -77,6 +78,23 @@ def handle(**options: Any) -> None:
     @jetbridge.handler(">", name="t.invoice", **options)
     def _(event: jetbridge.Event) -> None:
         Invoice.objects.create(order_id=event.payload["n"], event_id=str(event.event_id), total=0)
+
+
+@contextmanager
+def hanging_handler() -> Iterator[tuple[threading.Event, threading.Event]]:
+    """A handler of all events that does not return from the first one: (it has begun, let it return)."""
+    started, go = threading.Event(), threading.Event()
+
+    @jetbridge.handler(">", name="t.hangs", timeout=0.2, atomic=False)
+    def _(event: jetbridge.Event) -> None:
+        if event.payload["n"] == 1:
+            started.set()
+            go.wait(60)
+
+    try:
+        yield started, go
+    finally:
+        go.set()
 
 
 def effects() -> list[int]:
@@ -206,25 +224,14 @@ def test_a_pull_loop_that_ends_by_itself_is_begun_anew(world, monkeypatch, caplo
 
 def test_handlers_that_never_return_leave_the_process_stuck_until_one_does(world, monkeypatch, caplog):
     """Its thread cannot be stopped; with the last one taken the leases go to another. Red without is_choked()."""
-    go, started = threading.Event(), threading.Event()
-
-    @jetbridge.handler(">", name="t.hangs", timeout=0.2, atomic=False)
-    def _(event: jetbridge.Event) -> None:
-        if event.payload["n"] == 1:
-            started.set()
-            go.wait(60)
-
-    try:
-        with consuming(world, **SHORT, CONCURRENCY=1):
-            send(world, 1, 2)
-            assert started.wait(20)
-            eventually(lambda: told("consumer", "stuck") == ["handlers"], 30)
-            assert told("consumer", "overdue") == [f"t.hangs {world.shop}/e1"]
-            eventually(lambda: held() == 0, 20)
-            go.set()
-            eventually(lambda: told("consumer", "stuck") == [] and held() == 1, 30)
-    finally:
+    with hanging_handler() as (started, go), consuming(world, **SHORT, CONCURRENCY=1):
+        send(world, 1, 2)
+        assert started.wait(20)
+        eventually(lambda: told("consumer", "stuck") == ["handlers"], 30)
+        assert told("consumer", "overdue") == [f"t.hangs {world.shop}/e1"]
+        eventually(lambda: held() == 0, 20)
         go.set()
+        eventually(lambda: told("consumer", "stuck") == [] and held() == 1, 30)
     assert "It keeps its thread and its key until it returns" in caplog.text
 
 
@@ -234,29 +241,18 @@ def test_one_that_never_returns_while_another_must_run_alone_leaves_the_process_
     Whoever must run alone waits for every thread, and nobody overtakes it: one hanging handler stops them all.
     Red if only the threads that are taken are counted: three are free, and no event ever gets one.
     """
-    go, started = threading.Event(), threading.Event()
-
-    @jetbridge.handler(">", name="t.hangs", timeout=0.2, atomic=False)
-    def _(event: jetbridge.Event) -> None:
-        if event.payload["n"] == 1:
-            started.set()
-            go.wait(60)
-
     died = {"handler": "t.hangs", "source": world.shop, "event_id": "e2", "stream": "", "sequence": 2}
     Inbox.objects.create(**died, state="running", starts=1, claimed_by="somebody who died of it")
-    try:
-        with consuming(world, **SHORT, CONCURRENCY=4):
-            send(world, 1, key="a")
-            assert started.wait(20)
-            send(world, 2, key="b")
-            send(world, 3, key="c")
-            eventually(lambda: told("consumer", "stuck") == ["handlers"], 20)
-            eventually(lambda: held() == 0, 20)
-            go.set()
-            eventually(lambda: Inbox.objects.filter(state="processed").count() == 3, 30)
-            eventually(lambda: told("consumer", "stuck") == [] and held() == 1, 30)
-    finally:
+    with hanging_handler() as (started, go), consuming(world, **SHORT, CONCURRENCY=4):
+        send(world, 1, key="a")
+        assert started.wait(20)
+        send(world, 2, key="b")
+        send(world, 3, key="c")
+        eventually(lambda: told("consumer", "stuck") == ["handlers"], 20)
+        eventually(lambda: held() == 0, 20)
         go.set()
+        eventually(lambda: Inbox.objects.filter(state="processed").count() == 3, 30)
+        eventually(lambda: told("consumer", "stuck") == [] and held() == 1, 30)
 
 
 def test_callbacks_that_raise_stop_nothing(world):
