@@ -60,10 +60,14 @@ class Saboteur:
             logger.warning("It goes on after: %s.", self._fault)
 
     def _do(self) -> None:
+        """
+        Signals go to this thread, which never returns to its step. Sent to the process, another thread may take one,
+        and a stop was seen to let this one send its next statement first.
+        """
         match self._fault:
             case Fault.KILL:
-                os.kill(os.getpid(), signal.SIGKILL)
+                signal.pthread_kill(threading.get_ident(), signal.SIGKILL)
             case Fault.STOP:
-                os.kill(os.getpid(), signal.SIGSTOP)
+                signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
             case Fault.DELAY:
                 threading.Event().wait(self._lasts_s)

@@ -48,10 +48,12 @@ if STOPPED_S:
     TERMS |= {"LEASE_S": 15, "ACK_WAIT_S": 10, "PUBLISH_TIMEOUT_S": 5, "HANDLER_TIMEOUT_S": 20}
     WITHIN_S = 1.5 * TERMS["HANDLER_TIMEOUT_S"] + 5
 
-# The first process to come to the point named in the file stops itself there.
+# The first process to come to the point named in the file stops itself there. The signal goes to the thread, which
+# stops as it returns from the call; os.kill lets another thread take it, and this one write its row meanwhile.
 STOPPING = """\
 import os
 import signal
+import threading
 from pathlib import Path
 
 import jetbridge
@@ -66,7 +68,7 @@ def point(name):
         (LAB / name).rename(LAB / "stopped")
     except FileNotFoundError:
         return
-    os.kill(os.getpid(), signal.SIGSTOP)
+    signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
 
 def claimed(**facts):
@@ -212,7 +214,9 @@ def test_a_consumer_behind_a_dead_line_frees_its_key(world, processes, lab, line
     sessions go on from a second consumer with a line of its own.
     """
     databases = {"default": {**databases_of_tests()["default"], "PORT": str(line.port)}}
-    gated = STOPPING.replace("os.kill(os.getpid(), signal.SIGSTOP)", "__import__('time').sleep(3600)")
+    gated = STOPPING.replace(
+        "signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)", "threading.Event().wait(3600)"
+    )
     (lab / "written").touch()
     first = processes.start("jetbridge_consume", keys=world.consumer, handlers=gated, databases=databases)
     first.says("Pulling")
