@@ -33,6 +33,8 @@ def refuses(url: str) -> bool:
         greeting(url)
     except ConnectionRefusedError:
         return True
+    except OSError:  # it took the connection and died: not yet
+        return False
     return False
 
 
